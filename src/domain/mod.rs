@@ -1,0 +1,28 @@
+//! The pure core: what words mean and how a decision is made. No I/O, no clock,
+//! no randomness: state, request and time come in, an answer and the changes
+//! come out.
+//!
+//! Read in this order: [`scope`] and [`amount`] (what is counted where),
+//! [`budget`] and [`reservation`] (what is kept), [`request`] (what is asked),
+//! [`state`] (one tenant, and the commands that it takes), [`decide`] (the
+//! ladder), [`settle`] and [`fund`] (what comes after), [`provision`] (the
+//! operator's document), [`ledger`] (what is written down) and [`verify`].
+
+pub mod amount;
+pub mod answer;
+pub mod budget;
+pub mod decide;
+pub mod fund;
+pub mod id;
+pub mod ledger;
+pub mod period;
+pub mod provision;
+pub mod refusal;
+pub mod request;
+pub mod reservation;
+pub mod scope;
+pub mod settle;
+pub mod state;
+pub mod tenant;
+pub mod time;
+pub mod verify;

@@ -1,0 +1,262 @@
+//! The ways in which an answer can be "no".
+//!
+//! A [`Denial`] is a decision: it is recorded and sent with status OK. A
+//! [`Refusal`] means that nothing was decided or changed; `api/status.rs` words
+//! it as a gRPC status.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::amount::{Amount, Unit};
+use super::budget::named;
+use super::id::{Malformed, ReservationId};
+use super::period::Period;
+use super::scope::Scope;
+use super::time::Timestamp;
+
+named! {
+    /// Why an action was denied, strictest first.
+    #[derive(PartialOrd, Ord)]
+    ReasonCode {
+        /// An operator stopped the tenant.
+        TenantSuspended = "TENANT_SUSPENDED",
+        /// The tenant is over for good.
+        TenantClosed = "TENANT_CLOSED",
+        /// Nobody gave this action a budget.
+        BudgetNotProvisioned = "BUDGET_NOT_PROVISIONED",
+        /// An operator stopped a budget.
+        BudgetFrozen = "BUDGET_FROZEN",
+        /// A budget was retired.
+        BudgetClosed = "BUDGET_CLOSED",
+        /// More was used than the budget could bear.
+        OverdraftLimitExceeded = "OVERDRAFT_LIMIT_EXCEEDED",
+        /// Debt on a budget that allows none.
+        DebtOutstanding = "DEBT_OUTSTANDING",
+        /// Not enough remains.
+        BudgetExceeded = "BUDGET_EXCEEDED",
+    }
+}
+
+/// What was asked for, and what there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortage {
+    /// What was asked for.
+    pub asked: Amount,
+    /// What is left; negative after an allocation was lowered.
+    pub remaining: i64,
+    /// How much of what is missing is only held by open reservations.
+    pub held_by_others: Amount,
+}
+
+/// One reason for a denial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// What kind.
+    pub code: ReasonCode,
+    /// The scope that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Arc<str>>,
+    /// The unit that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<Unit>,
+    /// For `BUDGET_EXCEEDED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shortage: Option<Shortage>,
+}
+
+impl Reason {
+    /// A reason that is about the tenant as a whole.
+    pub fn of_tenant(code: ReasonCode) -> Self {
+        Self {
+            code,
+            scope: None,
+            unit: None,
+            shortage: None,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    /// One sentence for a person.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scope = self.scope.as_deref().unwrap_or("the subject");
+        let unit = self.unit.map_or("", Unit::as_str);
+        match self.code {
+            ReasonCode::TenantSuspended => f.write_str("the tenant is suspended"),
+            ReasonCode::TenantClosed => f.write_str("the tenant is closed"),
+            ReasonCode::BudgetNotProvisioned => {
+                write!(f, "no budget is provisioned for {scope}")
+            }
+            ReasonCode::BudgetFrozen => write!(f, "the {unit} budget of {scope} is frozen"),
+            ReasonCode::BudgetClosed => write!(f, "the {unit} budget of {scope} is closed"),
+            ReasonCode::OverdraftLimitExceeded => {
+                write!(f, "the {unit} budget of {scope} is over its limit")
+            }
+            ReasonCode::DebtOutstanding => {
+                write!(f, "the {unit} budget of {scope} has debt outstanding")
+            }
+            ReasonCode::BudgetExceeded => match self.shortage {
+                Some(short) => write!(
+                    f,
+                    "{} {unit} asked of {scope}, {} left",
+                    short.asked, short.remaining
+                ),
+                None => write!(f, "the {unit} budget of {scope} is exceeded"),
+            },
+        }
+    }
+}
+
+/// A decision against the action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// Why, strictest first. Never empty.
+    pub reasons: Vec<Reason>,
+    /// How long to wait, at the least, until it can pass without an operator's
+    /// help. Nothing where waiting does not help.
+    pub retry_after: Option<Duration>,
+}
+
+/// Nothing was decided, and nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such tenant, or none that the caller may see.
+    #[error("no such tenant")]
+    TenantNotFound,
+    /// No such reservation of this tenant, or none that the caller may see.
+    #[error("no such reservation: {0}")]
+    ReservationNotFound(ReservationId),
+    /// No such budget of this tenant.
+    #[error("no such budget: {scope} {unit} {period}")]
+    BudgetNotFound {
+        /// As asked for.
+        scope: Scope,
+        /// As asked for.
+        unit: Unit,
+        /// As asked for.
+        period: Period,
+    },
+    /// No such entry in this tenant's chain.
+    #[error("no such ledger entry")]
+    EntryNotFound,
+    /// No such key, or none that the caller may see.
+    #[error("no such API key")]
+    ApiKeyNotFound,
+    /// The idempotency key was used with other content.
+    #[error("the idempotency key was used for another request: {field} differs")]
+    IdempotencyMismatch {
+        /// The first field that differs.
+        field: &'static str,
+    },
+    /// Budgets apply, or the reservation holds, but not in this unit.
+    #[error("{unit} is not counted here; counted are: {}", list(.counted))]
+    UnitMismatch {
+        /// The request's field.
+        field: &'static str,
+        /// The unit without a budget.
+        unit: Unit,
+        /// Units that have one.
+        counted: Vec<Unit>,
+    },
+    /// The reservation's time, with grace, is over.
+    #[error("the reservation expired at {at}")]
+    ReservationExpired {
+        /// When.
+        at: Timestamp,
+    },
+    /// The reservation was settled before.
+    #[error("the reservation is {state} already")]
+    ReservationFinalized {
+        /// COMMITTED or RELEASED.
+        state: &'static str,
+    },
+    /// Record takes only reservations that have expired.
+    #[error("the reservation is {state}: only an expired one can be recorded")]
+    ReservationNotExpired {
+        /// Its state.
+        state: &'static str,
+    },
+    /// More was used than reserved, and the policy is REJECT.
+    #[error("{actual} {unit} used and {reserved} reserved: the overage policy is REJECT")]
+    OverageRejected {
+        /// The unit.
+        unit: Unit,
+        /// What was used.
+        actual: Amount,
+        /// What was reserved.
+        reserved: Amount,
+    },
+    /// More was used than the overdraft limit takes.
+    #[error("debt of {scope} would be {debt} {unit}, its overdraft limit is {limit}")]
+    OverdraftLimitExceeded {
+        /// The balance.
+        scope: Arc<str>,
+        /// The unit.
+        unit: Unit,
+        /// What the debt would be.
+        debt: Amount,
+        /// What it may be.
+        limit: Amount,
+    },
+    /// The lease would end too far in the future.
+    #[error("the lease would end more than 24 h from now")]
+    LeaseTooLong,
+    /// Additional amounts were held on too many different sets of balances.
+    #[error("the reservation was extended over too many different sets of balances")]
+    TooManyExtensions,
+    /// The tenant is over for good.
+    #[error("the tenant is closed")]
+    TenantClosed,
+    /// Record with amounts, and no budget applies.
+    #[error("no budget applies to {scope}")]
+    BudgetNotProvisioned {
+        /// The subject.
+        scope: Arc<str>,
+    },
+    /// The budget is retired.
+    #[error("the budget is closed")]
+    BudgetClosed,
+    /// There is no allocation that funding could change.
+    #[error("the budget is unlimited: there is nothing to fund")]
+    BudgetUnlimited,
+    /// Too many expiring credits.
+    #[error("the balance must have {0}")]
+    TooManyCredits(Malformed),
+    /// A debit of more than remains.
+    #[error("{asked} asked and {remaining} left")]
+    InsufficientRemaining {
+        /// What was to be taken.
+        asked: Amount,
+        /// What remains.
+        remaining: i64,
+    },
+    /// A credit that expires at once.
+    #[error("expire_time must be in the future")]
+    CreditExpired,
+    /// 64 bits can't hold the result.
+    #[error("the amounts are too large to be added up")]
+    AmountOverflow,
+    /// A change that lifts a stop, and the caller may not.
+    #[error("{target}: this change lifts a stop and needs PERMISSION_LOOSEN")]
+    LooseningNotPermitted {
+        /// The thing.
+        target: String,
+    },
+}
+
+fn list(units: &[Unit]) -> String {
+    if units.is_empty() {
+        return "none".to_owned();
+    }
+    let names: Vec<_> = units.iter().map(|unit| unit.as_str()).collect();
+    names.join(", ")
+}
+
+impl From<super::budget::Overflow> for Refusal {
+    fn from(_: super::budget::Overflow) -> Self {
+        Self::AmountOverflow
+    }
+}

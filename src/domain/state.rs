@@ -1,0 +1,423 @@
+//! One tenant as a decision sees it: configuration, the end of its chain, and
+//! those balances, reservations and keys that were loaded.
+//!
+//! A batch is a fold: [`TenantState::apply`] takes one command after the other,
+//! each seeing those before it, and gathers what must be written. The state is
+//! only as good as the head that it was read at: whoever writes the changes must
+//! see to it that the head has not moved since, else throw the state away.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::answer::{Answer, BalanceView, Lease, Verdict};
+use super::budget::{Balance, Budget};
+use super::id::{BalanceNo, BudgetNo, KeyHash, ReservationId, Sequence};
+use super::ledger::{Body, Decision, Entry, EntryKind, Movement, Tip};
+use super::refusal::{Denial, Refusal};
+use super::request::{Command, Origin, RecordOf};
+use super::reservation::Reservation;
+use super::tenant::TenantConfig;
+use super::time::Timestamp;
+
+/// What is known about a budget's account for one scope.
+pub type Account = (BudgetNo, Arc<str>);
+
+/// The answer that a key is pinned to.
+#[derive(Debug, Clone)]
+pub struct Pin {
+    /// The entry that recorded it.
+    pub seq: Sequence,
+    /// That entry, once it was read.
+    pub body: Option<Arc<Body>>,
+}
+
+/// What a command needs that is not loaded yet.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Keys that may be pinned.
+    pub keys: BTreeSet<KeyHash>,
+    /// Entries of pinned keys.
+    pub entries: BTreeSet<(KeyHash, Sequence)>,
+    /// Reservations by id.
+    pub reservations: BTreeSet<ReservationId>,
+    /// Balances by number.
+    pub balances: BTreeSet<BalanceNo>,
+    /// The last balances of accounts.
+    pub accounts: BTreeSet<Account>,
+}
+
+impl Needs {
+    /// Whether everything is there.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a fold wants written, in one transaction with the head.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// To append, in order.
+    pub entries: Vec<Entry>,
+    /// To insert or update.
+    pub balances: Vec<Balance>,
+    /// To insert (version 1) or update (from the version before).
+    pub reservations: Vec<Reservation>,
+    /// Keys of requests other than Reserve, whose key is its reservation's id.
+    pub keys: Vec<(KeyHash, Sequence)>,
+}
+
+/// One tenant as a decision sees it.
+#[derive(Debug)]
+pub struct TenantState {
+    /// What operators provisioned.
+    pub config: Arc<TenantConfig>,
+    /// The end of the chain, with what was appended since.
+    pub tip: Tip,
+    /// The number that the next opened balance gets.
+    pub next_balance: BalanceNo,
+    balances: HashMap<BalanceNo, Balance>,
+    /// The last balance of each account; nothing where there is none yet.
+    accounts: HashMap<Account, Option<BalanceNo>>,
+    reservations: HashMap<ReservationId, Option<Reservation>>,
+    /// Keys that were looked up; nothing where they are free.
+    pins: HashMap<KeyHash, Option<Pin>>,
+    changes: Changes,
+    dirty_balances: BTreeSet<BalanceNo>,
+    dirty_reservations: BTreeSet<ReservationId>,
+}
+
+impl TenantState {
+    /// A state of which nothing but the head is known.
+    pub fn new(config: Arc<TenantConfig>, tip: Tip, next_balance: BalanceNo) -> Self {
+        Self {
+            config,
+            tip,
+            next_balance,
+            balances: HashMap::new(),
+            accounts: HashMap::new(),
+            reservations: HashMap::new(),
+            pins: HashMap::new(),
+            changes: Changes::default(),
+            dirty_balances: BTreeSet::new(),
+            dirty_reservations: BTreeSet::new(),
+        }
+    }
+
+    /// What a command needs that is not loaded yet. To be asked again after a
+    /// load: a reservation names balances, a pinned key an entry.
+    ///
+    /// A key that was never looked up counts as free: the database refuses it
+    /// if it is not. With `look_up_keys` it is looked up first.
+    pub fn needs(&self, command: &Command, look_up_keys: bool, needs: &mut Needs) {
+        let mut look_up = look_up_keys;
+        if let Some(id) = command.reservation() {
+            match self.reservations.get(&id) {
+                None => {
+                    needs.reservations.insert(id);
+                }
+                Some(Some(reservation)) => {
+                    // What is settled already was perhaps settled by this key.
+                    look_up |= !reservation.is_active();
+                    self.need_balances(reservation.holds().map(|hold| hold.0), needs);
+                    if let Command::Extend(_) = command {
+                        self.need_accounts(&reservation.subject, needs);
+                    }
+                }
+                Some(None) => {}
+            }
+        }
+        if let Some(key) = command.key_hash(&self.config.tenant.id) {
+            match self.pins.get(&key) {
+                None if look_up => {
+                    needs.keys.insert(key);
+                }
+                Some(Some(Pin { seq, body: None })) => {
+                    needs.entries.insert((key, *seq));
+                }
+                Some(Some(Pin {
+                    body: Some(body), ..
+                })) => {
+                    self.need_balances(body.movements.iter().map(|m| m.balance), needs);
+                }
+                None | Some(None) => {}
+            }
+        }
+        match command {
+            Command::Decide(request) => self.need_accounts(&request.ask.subject, needs),
+            Command::Reserve(request) => self.need_accounts(&request.ask.subject, needs),
+            Command::Record(request) => {
+                if let RecordOf::Action(of) = &request.of {
+                    self.need_accounts(&of.0, needs);
+                }
+            }
+            Command::Fund(request) => {
+                let funding = &request.funding;
+                let budget =
+                    self.config
+                        .budget_for(&funding.scope, funding.unit, funding.period);
+                if let Some(budget) = budget {
+                    self.need_account((budget.no, funding.scope.text().clone()), needs);
+                }
+            }
+            Command::Commit(_) | Command::Release(_) | Command::Extend(_) | Command::Expire(_) => {}
+        }
+    }
+
+    fn need_balances(&self, numbers: impl Iterator<Item = BalanceNo>, needs: &mut Needs) {
+        needs
+            .balances
+            .extend(numbers.filter(|no| !self.balances.contains_key(no)));
+    }
+
+    fn need_accounts(&self, subject: &super::scope::Subject, needs: &mut Needs) {
+        for (budget, scope) in self.config.applicable(subject) {
+            self.need_account((budget.no, scope), needs);
+        }
+    }
+
+    fn need_account(&self, account: Account, needs: &mut Needs) {
+        match self.accounts.get(&account) {
+            None => {
+                needs.accounts.insert(account);
+            }
+            Some(Some(no)) => self.need_balances(std::iter::once(*no), needs),
+            Some(None) => {}
+        }
+    }
+
+    /// Takes what was read for some needs. What was needed and is not among it
+    /// does not exist.
+    pub fn load(
+        &mut self,
+        needs: &Needs,
+        keys: impl IntoIterator<Item = (KeyHash, Sequence)>,
+        bodies: impl IntoIterator<Item = (KeyHash, Body)>,
+        reservations: impl IntoIterator<Item = Reservation>,
+        balances: impl IntoIterator<Item = Balance>,
+    ) {
+        for key in &needs.keys {
+            self.pins.insert(*key, None);
+        }
+        for (key, seq) in keys {
+            self.pins.insert(key, Some(Pin { seq, body: None }));
+        }
+        for (key, body) in bodies {
+            let pin = Pin {
+                seq: body.seq,
+                body: Some(Arc::new(body)),
+            };
+            self.pins.insert(key, Some(pin));
+        }
+        for id in &needs.reservations {
+            self.reservations.insert(*id, None);
+        }
+        for reservation in reservations {
+            self.reservations.insert(reservation.id, Some(reservation));
+        }
+        for account in &needs.accounts {
+            self.accounts.insert(account.clone(), None);
+        }
+        for balance in balances {
+            let account = (balance.budget, balance.scope.clone());
+            if needs.accounts.contains(&account) {
+                let last = self.accounts.entry(account).or_default();
+                *last = Some(last.map_or(balance.no, |no| no.max(balance.no)));
+            }
+            self.balances.insert(balance.no, balance);
+        }
+    }
+
+    /// Takes one command. What it changed is visible to the next one, and
+    /// gathered for [`TenantState::take_changes`]. A refusal changes nothing.
+    pub fn apply(
+        &mut self,
+        command: &Command,
+        origin: &Origin,
+        now: Timestamp,
+    ) -> Result<Answer, Refusal> {
+        let now = now.max(self.tip.time);
+        match command {
+            Command::Decide(request) => self.decide(request, origin, now),
+            Command::Reserve(request) => self.reserve(request, origin, now),
+            Command::Commit(request) => self.commit(request, origin, now),
+            Command::Release(request) => self.release(request, origin, now),
+            Command::Extend(request) => self.extend(request, origin, now),
+            Command::Record(request) => self.record(request, origin, now),
+            Command::Fund(request) => self.fund(request, origin, now),
+            Command::Expire(id) => self.expire(*id, now),
+        }
+    }
+
+    /// Hands over what must be written.
+    pub fn take_changes(&mut self) -> Changes {
+        let mut changes = std::mem::take(&mut self.changes);
+        let balances = std::mem::take(&mut self.dirty_balances);
+        changes.balances = balances
+            .into_iter()
+            .filter_map(|no| self.balances.get(&no).cloned())
+            .collect();
+        let reservations = std::mem::take(&mut self.dirty_reservations);
+        changes.reservations = reservations
+            .into_iter()
+            .filter_map(|id| self.reservations.get(&id).cloned().flatten())
+            .collect();
+        changes
+    }
+
+    /// Forgets what is not likely to be needed again, and more where too much is
+    /// kept. Only between batches.
+    pub fn trim(&mut self, settled: &[ReservationId], most: usize) {
+        for id in settled {
+            self.reservations.remove(id);
+        }
+        if self.reservations.len() > most {
+            self.reservations.clear();
+        }
+        if self.pins.len() > most {
+            self.pins.clear();
+        } else {
+            for pin in self.pins.values_mut().flatten() {
+                pin.body = None;
+            }
+        }
+        if self.balances.len() > most {
+            self.balances.clear();
+            self.accounts.clear();
+        }
+    }
+
+    pub(super) fn balance(&self, no: BalanceNo) -> Option<&Balance> {
+        self.balances.get(&no)
+    }
+
+    pub(super) fn last_balance(&self, account: &Account) -> Option<&Balance> {
+        let no = (*self.accounts.get(account)?)?;
+        self.balances.get(&no)
+    }
+
+    pub(super) fn put_balance(&mut self, balance: Balance) {
+        self.dirty_balances.insert(balance.no);
+        self.balances.insert(balance.no, balance);
+    }
+
+    /// A new account becomes the last one of its budget and scope.
+    pub(super) fn put_opened(&mut self, balance: Balance) {
+        self.next_balance = BalanceNo(self.next_balance.0.max(balance.no.0 + 1));
+        let account = (balance.budget, balance.scope.clone());
+        self.accounts.insert(account, Some(balance.no));
+        self.put_balance(balance);
+    }
+
+    pub(super) fn put_reservation(&mut self, mut reservation: Reservation) {
+        // Several changes in one batch are one change of the row.
+        if !self.dirty_reservations.contains(&reservation.id) {
+            reservation.version += 1;
+        }
+        self.dirty_reservations.insert(reservation.id);
+        self.reservations.insert(reservation.id, Some(reservation));
+    }
+
+    /// The reservation, if it exists and the caller may see it.
+    pub(super) fn reservation(
+        &self,
+        id: ReservationId,
+        origin: &Origin,
+    ) -> Result<&Reservation, Refusal> {
+        let visible = |reservation: &&Reservation| {
+            origin
+                .confinement
+                .as_ref()
+                .is_none_or(|prefix| prefix.matches(&reservation.subject))
+        };
+        self.reservations
+            .get(&id)
+            .and_then(Option::as_ref)
+            .filter(visible)
+            .ok_or(Refusal::ReservationNotFound(id))
+    }
+
+    /// Appends an entry.
+    pub(super) fn append(&mut self, body: Body, now: Timestamp) -> Sequence {
+        let entry = self.tip.append(body, now);
+        let seq = entry.body.seq;
+        self.changes.entries.push(entry);
+        seq
+    }
+
+    /// Pins a key to the entry that was appended last.
+    pub(super) fn pin(&mut self, command_key: Option<KeyHash>) {
+        let Some((key, entry)) = command_key.zip(self.changes.entries.last()) else {
+            return;
+        };
+        let seq = entry.body.seq;
+        let pin = Pin {
+            seq,
+            body: Some(Arc::new(entry.body.clone())),
+        };
+        if entry.body.kind != EntryKind::Reserve {
+            self.changes.keys.push((key, seq));
+        }
+        self.pins.insert(key, Some(pin));
+    }
+
+    /// The first answer again, if the key was used for the same request.
+    /// `probe` is the request as its entry would record it.
+    pub(super) fn replay(
+        &self,
+        key: Option<KeyHash>,
+        probe: &Body,
+        now: Timestamp,
+    ) -> Option<Result<Answer, Refusal>> {
+        let pin = self.pins.get(&key?)?.as_ref()?;
+        let body = pin.body.as_ref()?;
+        if let Some(field) = body.first_difference(probe) {
+            return Some(Err(Refusal::IdempotencyMismatch { field }));
+        }
+        Some(Ok(self.answer_of(body, now)))
+    }
+
+    /// The answer that an entry recorded.
+    fn answer_of(&self, body: &Body, now: Timestamp) -> Answer {
+        let verdict = match body.decision {
+            Some(Decision::Deny) => Verdict::Deny(Denial {
+                reasons: body.reasons.clone(),
+                retry_after: body.retry_after_us.map(std::time::Duration::from_micros),
+            }),
+            _ => Verdict::Allow,
+        };
+        let lease = body.reservation.zip(body.expires_at).map(|(id, expires_at)| Lease {
+            reservation: id,
+            reserved: body.reserved,
+            expires_at,
+            remaining: expires_at.since(now),
+        });
+        Answer {
+            lease,
+            charged: body.charged,
+            released: body.released,
+            uncovered: body.uncovered,
+            balances: self.views(&body.movements),
+            seq: Some(body.seq),
+            replayed: true,
+            ..Answer::new(verdict)
+        }
+    }
+
+    /// Balances as some movements left them.
+    pub(super) fn views(&self, movements: &[Movement]) -> Vec<BalanceView> {
+        movements
+            .iter()
+            .filter_map(|movement| {
+                let balance = self.balances.get(&movement.balance)?;
+                let budget = self.config.budget(balance.budget)?;
+                Some(BalanceView::at(balance, budget, movement.after))
+            })
+            .collect()
+    }
+
+    /// The budget of a balance. Budgets are never deleted, so that it is always
+    /// there.
+    pub(super) fn budget_of(&self, balance: &Balance) -> Option<&Arc<Budget>> {
+        self.config.budget(balance.budget)
+    }
+}
