@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::amount::{Amount, Amounts, Unit};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
 use super::budget::{Balance, Budget, BudgetState};
-use super::id::{BalanceNo, IdempotencyKey, KeyHash, Method, ReservationId, Sequence};
+use super::id::{BalanceNo, IdempotencyKey, KeyHash, Method, ReservationId};
 use super::ledger::{Body, Decision, EntryKind, Movement, Opened, Request};
 use super::period::Period;
 use super::refusal::{Denial, Reason, ReasonCode, Refusal, Shortage};
@@ -40,6 +40,11 @@ pub(super) enum Since {
 }
 
 impl Line {
+    /// Whether keeping it appends an entry of its own.
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self.since, Since::Stored { lapsed: Amount::ZERO })
+    }
+
     fn view(&self) -> BalanceView {
         BalanceView::of(&self.balance, &self.budget)
     }
@@ -515,10 +520,4 @@ fn hold(lines: Vec<Line>, asked: &Amounts, lapses_at: Timestamp) -> Result<Vec<L
         }
     }
     Ok(held)
-}
-
-/// The entry that a reservation was made by; for tests of the chain.
-#[cfg(test)]
-pub(super) fn sequence_of(answer: &Answer) -> Sequence {
-    answer.seq.unwrap_or_default()
 }

@@ -1,0 +1,467 @@
+//! A lane's worker: takes what is waiting, decides it, writes it, answers.
+//!
+//! An attempt decides the batch on cached state and writes it behind the fence.
+//! When the fence was missed, a key turned out to be used, or the connection was
+//! lost, nothing of the attempt is answered: the batch is decided anew on fresh
+//! state, with the heads locked, so that it makes progress against any number of
+//! other writers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::queue::{Job, Queue};
+use super::{EngineError, RETRY_AFTER, Written, now};
+use crate::domain::answer::Answer;
+use crate::domain::id::{ReservationId, TenantId};
+use crate::domain::ledger::Tip;
+use crate::domain::refusal::Refusal;
+use crate::domain::state::{Needs, TenantState};
+use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, hot};
+
+/// Most tenants whose state is kept between batches.
+const TENANTS_KEPT: usize = 8_192;
+/// Most balances, reservations and keys that are kept of one tenant.
+const ROWS_KEPT: usize = 16_384;
+/// Attempts at one batch before it is given up as ABORTED.
+const ATTEMPTS: u32 = 8;
+/// How long a batch is tried again while the database can't be reached.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long one attempt may take before its connection counts as lost.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Batches that lock their heads first after the fence was missed: where there
+/// was another writer there will be one again.
+const LOCKED_BATCHES: u32 = 64;
+
+/// A tenant's state and the head that it was read at.
+#[derive(Debug)]
+struct Cached {
+    head: Head,
+    state: TenantState,
+}
+
+type Outcome = Result<Answer, Refusal>;
+
+/// An attempt that went through.
+struct Done {
+    outcomes: Vec<Outcome>,
+    written: Vec<Written>,
+}
+
+/// One lane's worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    store: Store,
+    queue: Arc<Queue>,
+    written: broadcast::Sender<Written>,
+    max_batch: usize,
+    conn: Option<PgConnection>,
+    cache: HashMap<TenantId, Cached>,
+    /// Batches that still lock first.
+    locked_batches: u32,
+    /// What an attempt of unknown outcome would have left as tips.
+    open: Option<Open>,
+}
+
+/// An attempt of which it is not known whether it was committed.
+#[derive(Debug)]
+struct Open {
+    tips: Vec<(TenantId, Tip)>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        store: Store,
+        queue: Arc<Queue>,
+        written: broadcast::Sender<Written>,
+        max_batch: usize,
+    ) -> Self {
+        Self {
+            store,
+            queue,
+            written,
+            max_batch: max_batch.max(1),
+            conn: None,
+            cache: HashMap::new(),
+            locked_batches: 0,
+            open: None,
+        }
+    }
+
+    /// Works until `drained` and nothing is waiting any more.
+    pub(super) async fn run(mut self, drained: CancellationToken) {
+        loop {
+            // Lets those who were just answered ask again before the queue is
+            // taken: larger batches, without a timer.
+            tokio::task::yield_now().await;
+            let jobs = self.queue.take(self.max_batch);
+            if jobs.is_empty() {
+                if drained.is_cancelled() {
+                    return;
+                }
+                tokio::select! {
+                    () = self.queue.arrived() => {}
+                    () = drained.cancelled() => {}
+                }
+                continue;
+            }
+            self.batch(jobs).await;
+        }
+    }
+
+    async fn batch(&mut self, jobs: Vec<(TenantId, Job)>) {
+        let started = Instant::now();
+        let mut live = Vec::with_capacity(jobs.len());
+        for (tenant, job) in jobs {
+            if job.reply.is_closed() {
+                // Nobody is waiting any more.
+                continue;
+            }
+            if job.deadline.is_some_and(|deadline| deadline <= started) {
+                let _ = job.reply.send(Err(EngineError::DeadlineExceeded));
+                continue;
+            }
+            live.push((tenant, job));
+        }
+        if live.is_empty() {
+            return;
+        }
+        match self.decide(&live, started).await {
+            Ok(done) => {
+                for written in done.written {
+                    // Nobody has to be listening.
+                    let _ = self.written.send(written);
+                }
+                for ((_, job), outcome) in live.into_iter().zip(done.outcomes) {
+                    let _ = job.reply.send(outcome.map_err(EngineError::from));
+                }
+            }
+            Err(error) => {
+                for (_, job) in live {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Tries a batch until it is through or must be given up.
+    async fn decide(
+        &mut self,
+        jobs: &[(TenantId, Job)],
+        started: Instant,
+    ) -> Result<Done, EngineError> {
+        let mut conflicts = 0;
+        let mut pause = Duration::from_millis(5);
+        self.open = None;
+        loop {
+            let fresh = conflicts > 0 || self.open.is_some();
+            let attempt = tokio::time::timeout(ATTEMPT_TIMEOUT, self.attempt(jobs, fresh)).await;
+            let error = match attempt {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(error)) => error,
+                Err(_) => StoreError::UnknownOutcome(sqlx::Error::PoolTimedOut),
+            };
+            for (tenant, _) in jobs {
+                self.cache.remove(tenant);
+            }
+            match error {
+                StoreError::Conflict => {
+                    conflicts += 1;
+                    self.locked_batches = LOCKED_BATCHES;
+                    if conflicts >= ATTEMPTS {
+                        return Err(EngineError::Aborted);
+                    }
+                }
+                StoreError::Unavailable(_) | StoreError::UnknownOutcome(_) => {
+                    self.conn = None;
+                    if started.elapsed() + pause > PATIENCE {
+                        tracing::warn!(%error, "a batch was given up");
+                        return Err(EngineError::Unavailable {
+                            retry_after: RETRY_AFTER,
+                        });
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(250));
+                }
+                StoreError::Corrupt(_) | StoreError::Database(_) | StoreError::Schema { .. } => {
+                    tracing::error!(%error, "a batch failed");
+                    self.conn = None;
+                    return Err(EngineError::Internal);
+                }
+            }
+        }
+    }
+
+
+    /// One attempt. `fresh`: on state read anew under locked heads, with every
+    /// key looked up.
+    async fn attempt(
+        &mut self,
+        jobs: &[(TenantId, Job)],
+        fresh: bool,
+    ) -> Result<Done, StoreError> {
+        let mut conn = match self.conn.take() {
+            Some(conn) => conn,
+            None => self.store.connect().await?,
+        };
+        let locked = fresh || self.locked_batches > 0;
+        let result = if locked {
+            self.locked_batches = self.locked_batches.saturating_sub(1);
+            self.locked_attempt(&mut conn, jobs, fresh).await
+        } else {
+            self.run_batch(&mut conn, jobs, false, None).await
+        };
+        if !matches!(
+            result,
+            Err(StoreError::Unavailable(_) | StoreError::UnknownOutcome(_))
+        ) {
+            self.conn = Some(conn);
+        }
+        result
+    }
+
+    async fn locked_attempt(
+        &mut self,
+        conn: &mut PgConnection,
+        jobs: &[(TenantId, Job)],
+        fresh: bool,
+    ) -> Result<Done, StoreError> {
+        let mut tx = hot::begin(conn).await?;
+        let tenants: BTreeSet<TenantId> = jobs.iter().map(|(tenant, _)| tenant.clone()).collect();
+        let heads = hot::read_heads(&mut tx, &tenants, true).await?;
+        // With the heads locked nobody writes any more: what an attempt of
+        // unknown outcome has left stands, or never will.
+        if let Some(open) = self.open.take() {
+            let standing = hot::standing(&mut tx, &open.tips).await?;
+            if !open.tips.is_empty() && standing.len() == open.tips.len() {
+                hot::commit(tx).await?;
+                let written = open.tips.iter().map(|(t, tip)| (t.clone(), tip.seq));
+                return Ok(Done {
+                    written: written.collect(),
+                    outcomes: open.outcomes,
+                });
+            }
+        }
+        let done = self.run_batch(&mut tx, jobs, fresh, Some(heads)).await?;
+        if let Err(error) = hot::commit(tx).await {
+            let tips = jobs_tips(&self.cache, &done);
+            self.open = Some(Open {
+                tips,
+                outcomes: done.outcomes,
+            });
+            return Err(error);
+        }
+        Ok(done)
+    }
+
+    async fn run_batch(
+        &mut self,
+        conn: &mut PgConnection,
+        jobs: &[(TenantId, Job)],
+        look_up_keys: bool,
+        locked: Option<BTreeMap<TenantId, Head>>,
+    ) -> Result<Done, StoreError> {
+        let is_locked = locked.is_some();
+        self.load_tenants(conn, jobs, locked).await?;
+        self.load_needs(conn, jobs, look_up_keys).await?;
+
+        let now = now();
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for (tenant, job) in jobs {
+            outcomes.push(match self.cache.get_mut(tenant) {
+                Some(cached) => cached.state.apply(&job.command, &job.origin, now),
+                None => Err(Refusal::TenantNotFound),
+            });
+        }
+
+        let mut writes = Vec::new();
+        let mut read_only = BTreeMap::new();
+        let tenants: BTreeSet<&TenantId> = jobs.iter().map(|(tenant, _)| tenant).collect();
+        for tenant in tenants {
+            let Some(cached) = self.cache.get_mut(tenant) else {
+                continue;
+            };
+            let changes = cached.state.take_changes();
+            if changes.entries.is_empty() {
+                read_only.insert(tenant.clone(), cached.head.fence);
+                continue;
+            }
+            writes.push(TenantWrite {
+                tenant: tenant.clone(),
+                head: HeadWrite {
+                    fence: cached.head.fence,
+                    tip: cached.state.tip,
+                    next_balance: cached.state.next_balance,
+                },
+                changes,
+            });
+        }
+        let written: Vec<Written> = writes
+            .iter()
+            .map(|write| (write.tenant.clone(), write.head.tip.seq))
+            .collect();
+        if !writes.is_empty()
+            && let Err(error) = hot::write(conn, &writes).await
+        {
+            if matches!(error, StoreError::UnknownOutcome(_)) && !is_locked {
+                self.open = Some(Open {
+                    tips: writes
+                        .iter()
+                        .map(|write| (write.tenant.clone(), write.head.tip))
+                        .collect(),
+                    outcomes,
+                });
+            }
+            return Err(error);
+        }
+        if !is_locked && !read_only.is_empty() {
+            self.confirm(conn, &read_only).await?;
+        }
+        self.settle_cache(&writes);
+        Ok(Done { outcomes, written })
+    }
+
+    /// No answer leaves on state that was not current: where nothing is written,
+    /// the fence is looked at instead of moved.
+    async fn confirm(
+        &mut self,
+        conn: &mut PgConnection,
+        read_only: &BTreeMap<TenantId, i64>,
+    ) -> Result<(), StoreError> {
+        let tenants = read_only.keys().cloned().collect();
+        let heads = hot::read_heads(conn, &tenants, false).await?;
+        for (tenant, fence) in read_only {
+            if heads.get(tenant).map(|head| head.fence) != Some(*fence) {
+                return Err(StoreError::Conflict);
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves cached heads to where the write has put them.
+    fn settle_cache(&mut self, writes: &[TenantWrite]) {
+        for write in writes {
+            if let Some(cached) = self.cache.get_mut(&write.tenant) {
+                cached.head.fence += 1;
+                cached.head.tip = write.head.tip;
+                cached.head.next_balance = write.head.next_balance;
+                let settled: Vec<ReservationId> = write
+                    .changes
+                    .reservations
+                    .iter()
+                    .filter(|reservation| !reservation.is_active())
+                    .map(|reservation| reservation.id)
+                    .collect();
+                cached.state.trim(&settled, ROWS_KEPT);
+            }
+        }
+        if self.cache.len() > TENANTS_KEPT {
+            self.cache.clear();
+        }
+    }
+
+    /// Sees to it that every tenant's head and configuration are there. With
+    /// locked heads the cache is only kept where it is current.
+    async fn load_tenants(
+        &mut self,
+        conn: &mut PgConnection,
+        jobs: &[(TenantId, Job)],
+        locked: Option<BTreeMap<TenantId, Head>>,
+    ) -> Result<(), StoreError> {
+        let tenants: BTreeSet<TenantId> = jobs.iter().map(|(tenant, _)| tenant.clone()).collect();
+        let heads = match locked {
+            Some(heads) => {
+                for tenant in &tenants {
+                    let cached = self.cache.get(tenant).map(|cached| cached.head.fence);
+                    if cached != heads.get(tenant).map(|head| head.fence) {
+                        self.cache.remove(tenant);
+                    }
+                }
+                heads
+            }
+            None => {
+                let missing: BTreeSet<TenantId> = tenants
+                    .iter()
+                    .filter(|tenant| !self.cache.contains_key(tenant))
+                    .cloned()
+                    .collect();
+                if missing.is_empty() {
+                    return Ok(());
+                }
+                hot::read_heads(conn, &missing, false).await?
+            }
+        };
+        let missing: BTreeSet<TenantId> = heads
+            .keys()
+            .filter(|tenant| !self.cache.contains_key(tenant))
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let configs = hot::read_configs(conn, &missing).await?;
+        for (tenant, config) in configs {
+            if let Some(head) = heads.get(&tenant) {
+                let state = TenantState::new(config, head.tip, head.next_balance);
+                self.cache.insert(tenant, Cached { head: *head, state });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the batch's commands need, until nothing is missing.
+    async fn load_needs(
+        &mut self,
+        conn: &mut PgConnection,
+        jobs: &[(TenantId, Job)],
+        look_up_keys: bool,
+    ) -> Result<(), StoreError> {
+        // A key names an entry, an entry or a reservation names balances: three
+        // steps at the most, and one that finds nothing missing.
+        const STEPS: usize = 5;
+        for _ in 0..STEPS {
+            let mut needs: BTreeMap<TenantId, Needs> = BTreeMap::new();
+            for (tenant, job) in jobs {
+                if let Some(cached) = self.cache.get(tenant) {
+                    let needs = needs.entry(tenant.clone()).or_default();
+                    cached.state.needs(&job.command, look_up_keys, needs);
+                }
+            }
+            needs.retain(|_, needs| !needs.is_empty());
+            if needs.is_empty() {
+                return Ok(());
+            }
+            let mut loaded = hot::read_needs(conn, &needs).await?;
+            for (tenant, needs) in &needs {
+                if let (Some(cached), Some(loaded)) =
+                    (self.cache.get_mut(tenant), loaded.remove(tenant))
+                {
+                    cached.state.load(
+                        needs,
+                        loaded.keys,
+                        loaded.bodies,
+                        loaded.reservations,
+                        loaded.balances,
+                    );
+                }
+            }
+        }
+        Err(StoreError::Corrupt(
+            "rows name others that do not exist".into(),
+        ))
+    }
+}
+
+/// The tips that an attempt has left in the cache.
+fn jobs_tips(cache: &HashMap<TenantId, Cached>, done: &Done) -> Vec<(TenantId, Tip)> {
+    done.written
+        .iter()
+        .filter_map(|(tenant, _)| Some((tenant.clone(), cache.get(tenant)?.head.tip)))
+        .collect()
+}

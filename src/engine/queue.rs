@@ -1,0 +1,160 @@
+//! A lane's queue: bounded, and fair between tenants.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::EngineError;
+use crate::domain::answer::Answer;
+use crate::domain::id::TenantId;
+use crate::domain::request::{Command, Origin};
+
+/// A command that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) command: Command,
+    pub(super) origin: Origin,
+    pub(super) deadline: Option<Instant>,
+    pub(super) reply: oneshot::Sender<Result<Answer, EngineError>>,
+}
+
+/// There was no room.
+#[derive(Debug)]
+pub(super) struct Full;
+
+#[derive(Debug, Default)]
+struct Waiting {
+    by_tenant: HashMap<TenantId, VecDeque<Job>>,
+    /// Tenants with something waiting, the next one first.
+    turns: VecDeque<TenantId>,
+    total: usize,
+}
+
+/// What waits for one lane. The lock is held for moments only, never across an
+/// await, so a plain mutex serves.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    arrived: Notify,
+    most: usize,
+    most_per_tenant: usize,
+}
+
+impl Queue {
+    pub(super) fn new(most: usize, most_per_tenant: usize) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            arrived: Notify::new(),
+            most,
+            most_per_tenant,
+        }
+    }
+
+    /// Puts a job at the end of its tenant's line.
+    pub(super) fn push(&self, tenant: &TenantId, job: Job) -> Result<(), Full> {
+        {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.total >= self.most {
+                return Err(Full);
+            }
+            let waiting = &mut *waiting;
+            match waiting.by_tenant.get_mut(tenant) {
+                Some(line) if line.len() >= self.most_per_tenant => return Err(Full),
+                Some(line) => line.push_back(job),
+                None => {
+                    waiting
+                        .by_tenant
+                        .insert(tenant.clone(), VecDeque::from([job]));
+                    waiting.turns.push_back(tenant.clone());
+                }
+            }
+            waiting.total += 1;
+        }
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Waits until something is waiting.
+    pub(super) async fn arrived(&self) {
+        self.arrived.notified().await;
+    }
+
+    /// Takes what is waiting, at most `most` jobs. Tenants take turns by equal
+    /// shares, so that a busy one keeps nobody waiting for more than a batch.
+    pub(super) fn take(&self, most: usize) -> Vec<(TenantId, Job)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting = &mut *waiting;
+        let mut taken = Vec::with_capacity(waiting.total.min(most));
+        let share = (most / waiting.turns.len().max(1)).max(1);
+        let mut visits = waiting.turns.len();
+        while visits > 0 && taken.len() < most {
+            visits -= 1;
+            let Some(tenant) = waiting.turns.pop_front() else {
+                break;
+            };
+            let Some(line) = waiting.by_tenant.get_mut(&tenant) else {
+                continue;
+            };
+            let count = line.len().min(share).min(most - taken.len());
+            taken.extend(line.drain(..count).map(|job| (tenant.clone(), job)));
+            if line.is_empty() {
+                waiting.by_tenant.remove(&tenant);
+            } else {
+                waiting.turns.push_back(tenant);
+            }
+        }
+        waiting.total -= taken.len();
+        if waiting.total > 0 {
+            self.arrived.notify_one();
+        }
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        let id = crate::domain::id::ReservationId::parse("00000000-0000-8000-8000-000000000000");
+        Job {
+            command: Command::Expire(id.expect("an id")),
+            origin: Origin {
+                key: None,
+                confinement: None,
+                request_id: "".into(),
+                trace_id: "".into(),
+            },
+            deadline: None,
+            reply: oneshot::channel().0,
+        }
+    }
+
+    #[test]
+    fn a_busy_tenant_leaves_the_others_their_share() {
+        let queue = Queue::new(100, 100);
+        let tenant = |name| TenantId::parse(name).expect("a tenant");
+        for _ in 0..50 {
+            queue.push(&tenant("busy"), job()).expect("room");
+        }
+        queue.push(&tenant("quiet"), job()).expect("room");
+        let batch = queue.take(10);
+        assert_eq!(batch.iter().filter(|(t, _)| *t == tenant("quiet")).count(), 1);
+        assert_eq!(batch.len(), 6, "half of the batch is the busy one's share");
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once() {
+        let queue = Queue::new(3, 2);
+        let tenant = |name| TenantId::parse(name).expect("a tenant");
+        queue.push(&tenant("a"), job()).expect("room");
+        queue.push(&tenant("a"), job()).expect("room");
+        assert!(queue.push(&tenant("a"), job()).is_err(), "its own bound");
+        queue.push(&tenant("b"), job()).expect("room");
+        assert!(queue.push(&tenant("c"), job()).is_err(), "the lane's bound");
+        assert_eq!(queue.take(10).len(), 3);
+        queue.push(&tenant("c"), job()).expect("room again");
+    }
+}

@@ -1,0 +1,302 @@
+//! Reads for people and auditors: outside the lanes, on connections of the pool.
+
+use std::collections::BTreeSet;
+
+use super::hot::{read_configs, read_heads};
+use super::rows::{self, column, time};
+use super::{Store, StoreError, sort};
+use crate::domain::answer::BalanceView;
+use crate::domain::id::{BalanceNo, BudgetNo, ReservationId, Sequence, TenantId};
+use crate::domain::ledger::{ChainHash, Decision, EntryKind};
+use crate::domain::query::{BalanceQuery, EntryQuery, ReservationQuery, StateFilter, StoredEntry};
+use crate::domain::budget::Budget;
+use crate::domain::reservation::Reservation;
+use crate::domain::scope::{Scope, ScopeFilter};
+use crate::domain::tenant::Tenant;
+use crate::domain::time::Timestamp;
+
+/// A pattern for LIKE that finds a `level:value` pair in a canonical scope. Of
+/// the characters of a name only `_` means something to LIKE.
+fn patterns(filters: &[ScopeFilter]) -> Vec<String> {
+    filters
+        .iter()
+        .flat_map(ScopeFilter::pairs)
+        .map(|pair| format!("%/{}/%", pair.replace('_', "\\_")))
+        .collect()
+}
+
+impl Store {
+    /// A tenant's head tip, if the tenant or its chain exists.
+    pub async fn last_sequence(&self, tenant: &TenantId) -> Result<Option<Sequence>, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(sort)?;
+        let heads = read_heads(&mut conn, &BTreeSet::from([tenant.clone()]), false).await?;
+        Ok(heads.get(tenant).map(|head| head.tip.seq))
+    }
+
+    /// One tenant.
+    pub async fn tenant(&self, tenant: &TenantId) -> Result<Option<Tenant>, StoreError> {
+        let row = sqlx::query("/* tenant */ SELECT * FROM tenants WHERE tenant_id = $1")
+            .bind(tenant.as_str())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(sort)?;
+        row.as_ref().map(rows::tenant).transpose()
+    }
+
+    /// Tenants by name.
+    pub async fn tenants(
+        &self,
+        after: Option<TenantId>,
+        limit: i64,
+    ) -> Result<Vec<Tenant>, StoreError> {
+        let rows = sqlx::query(
+            "/* tenants */ SELECT * FROM tenants WHERE tenant_id > $1 ORDER BY tenant_id LIMIT $2",
+        )
+        .bind(after.as_ref().map_or("", TenantId::as_str))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sort)?;
+        rows.iter().map(rows::tenant).collect()
+    }
+
+    /// Present budgets by number.
+    pub async fn budgets(
+        &self,
+        tenant: &TenantId,
+        after: Option<BudgetNo>,
+        limit: i64,
+    ) -> Result<Vec<Budget>, StoreError> {
+        let rows = sqlx::query(
+            "/* budgets */ SELECT * FROM budgets
+             WHERE tenant_id = $1 AND budget_no > $2 AND present ORDER BY budget_no LIMIT $3",
+        )
+        .bind(tenant.as_str())
+        .bind(after.map_or(0, |no| no.0))
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sort)?;
+        rows.iter().map(rows::budget).collect()
+    }
+
+    /// The present budget of that scope, unit and period.
+    pub async fn budget(
+        &self,
+        tenant: &TenantId,
+        scope: &Scope,
+        unit: &str,
+        period: &str,
+    ) -> Result<Option<Budget>, StoreError> {
+        let row = sqlx::query(
+            "/* budget */ SELECT * FROM budgets
+             WHERE tenant_id = $1 AND scope = $2 AND unit = $3 AND period = $4 AND present",
+        )
+        .bind(tenant.as_str())
+        .bind(scope.as_str())
+        .bind(unit)
+        .bind(period)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(sort)?;
+        row.as_ref().map(rows::budget).transpose()
+    }
+
+    /// One reservation.
+    pub async fn reservation(
+        &self,
+        tenant: &TenantId,
+        id: ReservationId,
+    ) -> Result<Option<Reservation>, StoreError> {
+        let row = sqlx::query(
+            "/* reservation */ SELECT * FROM reservations WHERE tenant_id = $1 AND reservation_id = $2",
+        )
+        .bind(tenant.as_str())
+        .bind(id.key_hash().as_bytes().to_vec())
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(sort)?;
+        row.as_ref().map(rows::reservation).transpose()
+    }
+
+    /// Reservations, newest first. They are found through the ledger, which is
+    /// in their order already: an index for this list would be paid by every
+    /// decision.
+    pub async fn reservations(
+        &self,
+        tenant: &TenantId,
+        query: &ReservationQuery,
+    ) -> Result<Vec<Reservation>, StoreError> {
+        let state = query.state.map(|state| match state {
+            StateFilter::Active => "ACTIVE",
+            StateFilter::Committed => "COMMITTED",
+            StateFilter::Released => "RELEASED",
+            StateFilter::Expired => "EXPIRED",
+        });
+        let before = match query.before {
+            Some((_, id)) => self.reservation(tenant, id).await?.map(|r| r.reserve_seq.0),
+            None => None,
+        };
+        let rows = sqlx::query(
+            "/* reservations */
+             SELECT r.* FROM ledger l
+             JOIN reservations r ON r.tenant_id = l.tenant_id AND r.reservation_id = l.reservation_id
+             WHERE l.tenant_id = $1 AND l.kind = 'RESERVE' AND l.decision <> 'DENY' AND l.seq < $2
+               AND ($3::text IS NULL
+                    OR CASE WHEN r.state = 'ACTIVE' AND r.lapses_us < $5 THEN 'EXPIRED' ELSE r.state END = $3)
+               AND '/' || r.scope || '/' LIKE ALL ($4::text[])
+             ORDER BY l.seq DESC LIMIT $6",
+        )
+        .bind(tenant.as_str())
+        .bind(before.unwrap_or(i64::MAX))
+        .bind(state)
+        .bind(patterns(&query.scope))
+        .bind(query.now.as_micros())
+        .bind(query.limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sort)?;
+        rows.iter().map(rows::reservation).collect()
+    }
+
+    /// Balances by number, each with what its budget says.
+    pub async fn balances(
+        &self,
+        tenant: &TenantId,
+        query: &BalanceQuery,
+    ) -> Result<Vec<(BalanceNo, BalanceView)>, StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(sort)?;
+        let configs = read_configs(&mut conn, &BTreeSet::from([tenant.clone()])).await?;
+        let Some(config) = configs.get(tenant) else {
+            return Ok(Vec::new());
+        };
+        let rows = sqlx::query(
+            "/* balances */
+             SELECT * FROM balances
+             WHERE tenant_id = $1 AND balance_no > $2
+               AND ($3 OR period_end_us IS NULL OR period_end_us > $4)
+               AND '/' || scope || '/' LIKE ALL ($5::text[])
+             ORDER BY balance_no LIMIT $6",
+        )
+        .bind(tenant.as_str())
+        .bind(query.after.map_or(0, |no| no.0))
+        .bind(query.include_past)
+        .bind(query.now.as_micros())
+        .bind(patterns(&query.scope))
+        .bind(query.limit)
+        .fetch_all(&mut *conn)
+        .await
+        .map_err(sort)?;
+        let mut views = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let balance = rows::balance(row)?;
+            if let Some(budget) = config.budget(balance.budget) {
+                views.push((balance.no, BalanceView::of(&balance, budget)));
+            }
+        }
+        Ok(views)
+    }
+
+    /// Entries by sequence.
+    pub async fn entries(
+        &self,
+        tenant: &TenantId,
+        query: &EntryQuery,
+    ) -> Result<Vec<StoredEntry>, StoreError> {
+        const ASCENDING: &str = "/* entries */
+            SELECT * FROM ledger
+            WHERE tenant_id = $1 AND seq > $2
+              AND (cardinality($3::text[]) = 0 OR kind = ANY($3)) AND ($4::text IS NULL OR decision = $4)
+              AND ($5::bytea IS NULL OR reservation_id = $5)
+              AND time_us >= $6 AND time_us < $7
+            ORDER BY seq LIMIT $8";
+        const DESCENDING: &str = "/* entries */
+            SELECT * FROM ledger
+            WHERE tenant_id = $1 AND seq < $2
+              AND (cardinality($3::text[]) = 0 OR kind = ANY($3)) AND ($4::text IS NULL OR decision = $4)
+              AND ($5::bytea IS NULL OR reservation_id = $5)
+              AND time_us >= $6 AND time_us < $7
+            ORDER BY seq DESC LIMIT $8";
+        let (sql, start) = match query.descending {
+            false => (ASCENDING, 0),
+            true => (DESCENDING, i64::MAX),
+        };
+        let kinds: Vec<_> = query.kinds.iter().map(|kind| kind.as_str()).collect();
+        let rows = sqlx::query(sql)
+            .bind(tenant.as_str())
+            .bind(query.after.map_or(start, |seq| seq.0))
+            .bind(kinds)
+            .bind(query.decision.map(Decision::as_str))
+            .bind(query.reservation.map(|id| id.key_hash().as_bytes().to_vec()))
+            .bind(query.from.map_or(i64::MIN, Timestamp::as_micros))
+            .bind(query.until.map_or(i64::MAX, Timestamp::as_micros))
+            .bind(query.limit)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(sort)?;
+        rows.iter().map(stored_entry).collect()
+    }
+
+    /// One entry.
+    pub async fn entry(
+        &self,
+        tenant: &TenantId,
+        seq: Sequence,
+    ) -> Result<Option<StoredEntry>, StoreError> {
+        let row = sqlx::query("/* entry */ SELECT * FROM ledger WHERE tenant_id = $1 AND seq = $2")
+            .bind(tenant.as_str())
+            .bind(seq.0)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(sort)?;
+        row.as_ref().map(stored_entry).transpose()
+    }
+
+    /// Active reservations whose time with grace ended in a window: the
+    /// sweeper's work, oldest first.
+    pub async fn overdue(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<(TenantId, ReservationId, Timestamp)>, StoreError> {
+        let rows = sqlx::query(
+            "/* overdue */ SELECT tenant_id, reservation_id, lapses_us FROM reservations
+             WHERE lapses_us >= $1 AND lapses_us < $2 AND state = 'ACTIVE'
+             ORDER BY lapses_us LIMIT $3",
+        )
+        .bind(from.as_micros())
+        .bind(until.as_micros())
+        .bind(limit)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sort)?;
+        rows.iter()
+            .map(|row| {
+                let id = crate::domain::id::KeyHash::from_stored(column(row, "reservation_id")?)?;
+                Ok((
+                    TenantId::from_stored(column(row, "tenant_id")?)?,
+                    ReservationId::of(id),
+                    time(row, "lapses_us")?,
+                ))
+            })
+            .collect()
+    }
+}
+
+fn stored_entry(row: &sqlx::postgres::PgRow) -> Result<StoredEntry, StoreError> {
+    let hash = |name| -> Result<ChainHash, StoreError> {
+        ChainHash::from_stored(column(row, name)?)
+            .ok_or_else(|| StoreError::Corrupt("an entry's hash has not 32 bytes".into()))
+    };
+    let decision: Option<&str> = column(row, "decision")?;
+    Ok(StoredEntry {
+        seq: Sequence(column(row, "seq")?),
+        time: time(row, "time_us")?,
+        kind: EntryKind::parse(column(row, "kind")?)?,
+        decision: decision.map(Decision::parse).transpose()?,
+        text: column(row, "body")?,
+        prev_hash: hash("prev_hash")?,
+        hash: hash("hash")?,
+    })
+}

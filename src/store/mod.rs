@@ -1,0 +1,151 @@
+//! PostgreSQL: the only place that contains SQL.
+//!
+//! **Locks.** Every write begins with the heads of its tenants, in the order of
+//! their names; what else it touches belongs to these tenants. No other order
+//! exists, so that two writers wait for each other but never in a circle.
+//!
+//! **The fence.** A write moves each head's `fence` from the value that it was
+//! decided upon. If one of them has moved, the whole statement fails and nothing
+//! is written: decisions made in memory are exactly serialisable, whatever the
+//! isolation level, for any number of processes.
+//!
+//! **Reading.** The head is read before what it guards. What was read later than
+//! the head can be newer, never older, and then the write misses the fence.
+
+pub mod embedded;
+pub(crate) mod hot;
+pub(crate) mod keys;
+mod lists;
+mod migrations;
+pub(crate) mod provisioning;
+mod rows;
+mod verification;
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection as _, PgConnection};
+
+pub use hot::{Head, HeadWrite, Loaded, TenantWrite};
+pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
+
+/// What can go wrong between here and the database.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another writer was there first; nothing was written. Decide anew.
+    #[error("another writer was there first")]
+    Conflict,
+    /// The database can't be reached; nothing was written.
+    #[error("the database can't be reached: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// The connection was lost after a write was sent: it may be committed.
+    #[error("the outcome of a write is unknown: {0}")]
+    UnknownOutcome(#[source] sqlx::Error),
+    /// A row says what no version of this program writes.
+    #[error("a stored row can't be read: {0}")]
+    Corrupt(String),
+    /// The schema is not the one that this program needs.
+    #[error(
+        "the database's schema has version {found}, this program needs {SCHEMA_VERSION}: run `remit migrate`"
+    )]
+    Schema {
+        /// What it has; 0 for an empty database.
+        found: i32,
+    },
+    /// Anything else that the database said.
+    #[error("the database refused a statement: {0}")]
+    Database(#[source] sqlx::Error),
+}
+
+/// Sorts an error by what it says about the write: by SQLSTATE, never by text.
+fn sort(error: sqlx::Error) -> StoreError {
+    let Some(database) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::TypeNotFound { .. } => StoreError::Corrupt(error.to_string()),
+            _ => StoreError::Unavailable(error),
+        };
+    };
+    match database.code().as_deref() {
+        // Serialization failure, deadlock, a key that is taken, and the guard at
+        // the end of a write, which divides by zero.
+        Some("40001" | "40P01" | "23505" | "22012") => StoreError::Conflict,
+        // The server is going down, coming up, or has no room for us.
+        Some(code)
+            if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") =>
+        {
+            StoreError::Unavailable(error)
+        }
+        _ => StoreError::Database(error),
+    }
+}
+
+/// The same for a statement that commits: a lost connection leaves it open
+/// whether it did.
+fn sort_write(error: sqlx::Error) -> StoreError {
+    match sort(error) {
+        StoreError::Unavailable(error) => StoreError::UnknownOutcome(error),
+        other => other,
+    }
+}
+
+/// The way to the database.
+#[derive(Debug, Clone)]
+pub struct Store {
+    options: PgConnectOptions,
+    /// For reads outside the lanes.
+    pool: PgPool,
+}
+
+/// How long opening a connection may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Store {
+    /// Takes a URL; connects on first use.
+    pub fn new(url: &str, pool_size: u32) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(StoreError::Database)?
+            .application_name("remit")
+            // Every statement is written for an index; a planner that guesses
+            // otherwise on a fresh table costs a scan that grows with it.
+            .options([
+                ("enable_seqscan", "off"),
+                ("enable_hashjoin", "off"),
+                ("enable_mergejoin", "off"),
+                ("jit", "off"),
+                ("synchronous_commit", "on"),
+            ]);
+        let pool = PgPoolOptions::new()
+            .max_connections(pool_size)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_lazy_with(options.clone());
+        Ok(Self { options, pool })
+    }
+
+    /// A connection of one's own.
+    pub async fn connect(&self) -> Result<PgConnection, StoreError> {
+        let connect = PgConnection::connect_with(&self.options);
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
+            Ok(connected) => connected.map_err(sort),
+            Err(_) => Err(StoreError::Unavailable(sqlx::Error::PoolTimedOut)),
+        }
+    }
+
+    /// Whether the database answers, with the schema that is needed.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        let mut conn = self.pool.acquire().await.map_err(sort)?;
+        let found = schema_version(&mut conn).await?;
+        if found != SCHEMA_VERSION {
+            return Err(StoreError::Schema { found });
+        }
+        Ok(())
+    }
+
+    /// Ends every connection of the pool.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
