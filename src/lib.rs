@@ -1,16 +1,19 @@
 //! Remit decides, before it happens, whether an agent's action may happen now.
 //!
-//! The path of a request: api authenticates it and converts it, once, into
+//! The path of a request: [`api`] authenticates it and converts it, once, into
 //! types that can't be malformed; [`engine`] queues it in its tenant's lane;
 //! [`store`] reads the state that it touches; [`domain`] decides, purely and in
 //! order; [`store`] writes the whole batch in one statement; only then the caller
 //! gets the answer. `docs/architecture.md` tells it file by file.
 
+pub mod api;
+pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod store;
+pub mod telemetry;
 
-/// The generated messages and services of `remit.v1`. Named only in api and
+/// The generated messages and services of `remit.v1`. Named only in [`api`] and
 /// by clients.
 #[allow(
     missing_docs,

@@ -39,7 +39,7 @@ use crate::domain::verify::Report;
 use crate::store::{Store, StoreError};
 use queue::{Job, Queue};
 
-pub use provision::Provisioned;
+pub use provision::{Provisioned, Provisioning};
 
 /// How much may wait, and how much is decided at once.
 #[derive(Debug, Clone, Copy)]

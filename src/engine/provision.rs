@@ -54,60 +54,97 @@ impl From<Failure> for EngineError {
     }
 }
 
-/// Attempts at a change while other writers are first.
-const ATTEMPTS: u32 = 5;
+/// Redoes an operator's change that lost against another writer, a few times.
+#[derive(Debug)]
+pub(super) struct Redo {
+    left: u32,
+    pause: Duration,
+}
 
-/// Redoes an operator's change that lost against another writer.
-pub(super) async fn redo<T>(
-    mut change: impl AsyncFnMut() -> Result<T, Failure>,
-) -> Result<T, EngineError> {
-    let mut pause = Duration::from_millis(5);
-    for _ in 1..ATTEMPTS {
-        match change().await {
-            Err(Failure::Store(StoreError::Conflict)) => {}
-            other => return Ok(other?),
+impl Redo {
+    pub(super) fn new() -> Self {
+        Self {
+            left: 5,
+            pause: Duration::from_millis(5),
         }
-        tokio::time::sleep(pause).await;
-        pause *= 2;
     }
-    Ok(change().await?)
+
+    /// The result, unless it is worth another attempt.
+    pub(super) async fn settle<T>(
+        &mut self,
+        result: Result<T, Failure>,
+    ) -> Option<Result<T, EngineError>> {
+        match result {
+            Err(Failure::Store(StoreError::Conflict)) if self.left > 0 => {
+                self.left -= 1;
+                tokio::time::sleep(self.pause).await;
+                self.pause *= 2;
+                None
+            }
+            Ok(done) => Some(Ok(done)),
+            Err(failure) => Some(Err(failure.into())),
+        }
+    }
+}
+
+/// A document and how it is to be applied.
+#[derive(Debug)]
+pub struct Provisioning {
+    /// What shall be.
+    pub document: Document,
+    /// Makes a retry safe; nothing where only the plan is wanted.
+    pub key: Option<IdempotencyKey>,
+    /// The chain that the key is pinned in: the caller's tenant, or the
+    /// operators'.
+    pub pinned_to: TenantId,
+    /// The caller may lift stops.
+    pub may_loosen: bool,
+    /// Only the plan is wanted.
+    pub validate_only: bool,
 }
 
 impl Engine {
-    /// Applies a document whole or not at all; with `validate_only` it is only
-    /// planned. Its key is pinned in the chain of `pinned_to`: the caller's
-    /// tenant, or the operators' chain.
+    /// Applies a document whole or not at all, or only plans it.
     pub async fn provision(
         &self,
-        document: Document,
-        key: Option<IdempotencyKey>,
-        pinned_to: &TenantId,
-        may_loosen: bool,
-        validate_only: bool,
+        provisioning: &Provisioning,
         call: &Call,
     ) -> Result<Provisioned, EngineError> {
-        redo(async || {
-            let mut conn = self.0.store.connect().await?;
-            let mut tx = hot::begin(&mut conn).await?;
-            let mut run = Run {
-                conn: &mut tx,
-                document: &document,
-                key: key.as_ref(),
-                pinned_to,
-                call,
-                now: now(),
-            };
-            let (provisioned, written) = run.apply(may_loosen, validate_only).await?;
-            if provisioned.applied && !provisioned.replayed {
-                hot::commit(tx).await?;
-                for written in written {
-                    // Nobody has to be listening.
-                    let _ = self.0.written.send(written);
-                }
+        let mut redo = Redo::new();
+        loop {
+            let result = self.try_provision(provisioning, call).await;
+            if let Some(settled) = redo.settle(result).await {
+                return settled;
             }
-            Ok(provisioned)
-        })
-        .await
+        }
+    }
+
+    async fn try_provision(
+        &self,
+        provisioning: &Provisioning,
+        call: &Call,
+    ) -> Result<Provisioned, Failure> {
+        let mut conn = self.0.store.connect().await?;
+        let mut tx = hot::begin(&mut conn).await?;
+        let mut run = Run {
+            conn: &mut tx,
+            document: &provisioning.document,
+            key: provisioning.key.as_ref(),
+            pinned_to: &provisioning.pinned_to,
+            call,
+            now: now(),
+        };
+        let (provisioned, written) = run
+            .apply(provisioning.may_loosen, provisioning.validate_only)
+            .await?;
+        if provisioned.applied && !provisioned.replayed {
+            hot::commit(tx).await?;
+            for written in written {
+                // Nobody has to be listening.
+                let _ = self.0.written.send(written);
+            }
+        }
+        Ok(provisioned)
     }
 }
 

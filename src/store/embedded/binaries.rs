@@ -217,9 +217,8 @@ fn os_release() -> String {
 /// The one command that installs PostgreSQL (of that version) on the system that
 /// `/etc/os-release` describes.
 pub(super) fn install_command(os_release: &str, major: Option<u32>) -> String {
-    let version = |separator: &str| {
-        major.map_or_else(String::new, |major| format!("{separator}{major}"))
-    };
+    let version =
+        |separator: &str| major.map_or_else(String::new, |major| format!("{separator}{major}"));
     if cfg!(target_os = "macos") {
         return format!("brew install postgresql{}", version("@"));
     }

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::account::{Account, finish, is_missing};
 use super::binaries::Binaries;
 use super::error::EmbeddedError;
-use super::layout::{CLUSTER, Layout, last_lines, make_private};
+use super::layout::{Layout, last_lines, make_private};
 use super::{DATABASE, OWNER, SERVICE};
 
 /// Names that a cluster has until it is complete begin so.
@@ -43,10 +43,10 @@ pub(super) fn major(layout: &Layout) -> Result<Option<u32>, EmbeddedError> {
             Err(_) => foreign("has a PG_VERSION that names no version"),
         },
         Err(error) if is_missing(&error) => match fs::read_dir(cluster) {
-            Ok(mut entries) if entries.next().is_some() => {
-                foreign("holds files but no PostgreSQL data (PG_VERSION is missing)")
-            }
-            Ok(_) => Ok(None),
+            Ok(mut entries) => match entries.next() {
+                Some(_) => foreign("holds files but no PostgreSQL data (PG_VERSION is missing)"),
+                None => Ok(None),
+            },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(EmbeddedError::io("read", cluster)(error)),
         },
@@ -163,9 +163,7 @@ async fn feed(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let mut child = command
-        .spawn()
-        .map_err(EmbeddedError::io("run", program))?;
+    let mut child = command.spawn().map_err(EmbeddedError::io("run", program))?;
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
@@ -238,7 +236,10 @@ pub(super) async fn stop_left_behind(
         // PostgreSQL judges the file and refuses to start when in doubt.
         None => return Ok(None),
     }
-    tracing::info!(pid, "stopping the PostgreSQL that an earlier remit left behind");
+    tracing::info!(
+        pid,
+        "stopping the PostgreSQL that an earlier remit left behind"
+    );
     let program = binaries.pg_ctl();
     for (mode, limit) in [("fast", FAST), ("immediate", IMMEDIATE)] {
         let mut stop = account.command(&program);
@@ -270,9 +271,7 @@ async fn works_in(
     let place = PathBuf::from(format!("/proc/{pid}/cwd"));
     let home = fs::metadata(cluster).map_err(EmbeddedError::io("read", cluster))?;
     match fs::metadata(&place) {
-        Ok(place) => Ok(Some(
-            (place.dev(), place.ino()) == (home.dev(), home.ino()),
-        )),
+        Ok(place) => Ok(Some((place.dev(), place.ino()) == (home.dev(), home.ino()))),
         // Gone, or dead and not yet collected.
         Err(error) if is_missing(&error) => Ok(Some(false)),
         // In a container root may not look at others' processes; their own account may.
@@ -304,9 +303,4 @@ async fn works_in(
         Some(1) => Some(false),
         _ => None,
     })
-}
-
-/// The cluster's folder in a data directory that may not have been prepared.
-pub(super) fn folder(data_dir: &Path) -> PathBuf {
-    data_dir.join(CLUSTER)
 }

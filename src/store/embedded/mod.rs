@@ -86,7 +86,8 @@ impl Embedded {
         let lock = layout.lock()?;
 
         let major = cluster::major(&layout)?;
-        let binaries = Binaries::find(options.postgres_bin.as_deref(), major, &layout, &account).await?;
+        let binaries =
+            Binaries::find(options.postgres_bin.as_deref(), major, &layout, &account).await?;
         cluster::remove_unfinished(&layout);
         if major.is_none() {
             cluster::create(&layout, &binaries, &account).await?;

@@ -1,0 +1,166 @@
+//! Who calls. A [`Caller`] is made here and nowhere else.
+
+use tokio::time::Instant;
+use tonic::{Request, Status};
+
+use super::layers::{Deadline, RequestIdentity};
+use super::{fields::Fields, status};
+use crate::domain::id::TenantId;
+use crate::domain::key::{KeyText, StoredKey};
+use crate::domain::permission::{Permission, Permissions};
+use crate::domain::refusal::Refusal;
+use crate::domain::request::Origin;
+use crate::domain::scope::{ScopeFilter, Subject};
+use crate::engine::{Call, Engine};
+
+/// An authenticated caller who holds the permission that the RPC needs.
+#[derive(Debug)]
+pub struct Caller {
+    key: StoredKey,
+    identity: RequestIdentity,
+    deadline: Option<Instant>,
+}
+
+impl Caller {
+    /// Authenticates a request, before anything of its message is looked at.
+    pub async fn of<T>(
+        engine: &Engine,
+        request: &Request<T>,
+        needs: Permission,
+    ) -> Result<Self, Status> {
+        let header = request.metadata().get("authorization").ok_or_else(|| {
+            status::unauthenticated(
+                "API_KEY_MISSING",
+                "an API key is needed: send it as `authorization: Bearer rmt_...`",
+            )
+        })?;
+        let refused = || status::unauthenticated("API_KEY_INVALID", "the API key is not valid");
+        let text = header.to_str().map_err(|_| refused())?;
+        let token = match text.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+            _ => return Err(refused()),
+        };
+        let text = KeyText::parse(token).map_err(|_| refused())?;
+        let key = engine.find_key(text.id()).await?;
+        let key = key
+            .filter(|key| key.admits(&text, engine.now()))
+            .ok_or_else(refused)?;
+        let extensions = request.extensions();
+        let identity = extensions.get::<RequestIdentity>().cloned();
+        let caller = Self {
+            key,
+            identity: identity.unwrap_or_else(RequestIdentity::generate),
+            deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
+        };
+        caller.must_hold(needs)?;
+        Ok(caller)
+    }
+
+    fn must_hold(&self, permission: Permission) -> Result<(), Status> {
+        // A confined key is one agent's: it can't reach beyond its own subjects.
+        let confinable = matches!(permission, Permission::Authority | Permission::Read);
+        let fits = confinable || self.key.subject_prefix.is_none();
+        if self.key.permissions.contains(permission) && fits {
+            return Ok(());
+        }
+        Err(status::denied(
+            "PERMISSION_MISSING",
+            format!("the API key lacks PERMISSION_{permission}"),
+            &[("permission", format!("PERMISSION_{permission}"))],
+        ))
+    }
+
+    /// What the engine is told of the caller.
+    pub fn call(&self) -> Call {
+        Call {
+            origin: Origin {
+                key: Some(self.key.id.clone()),
+                confinement: self.key.subject_prefix.clone(),
+                request_id: self.identity.request_id.clone(),
+                trace_id: self.identity.trace_id.clone(),
+            },
+            deadline: self.deadline,
+        }
+    }
+
+    /// The tenant that the key belongs to; nothing for an operator's.
+    pub fn tenant(&self) -> Option<&TenantId> {
+        self.key.tenant.as_ref()
+    }
+
+    /// What the key may do.
+    pub fn permissions(&self) -> Permissions {
+        self.key.permissions
+    }
+
+    /// Subjects that the key is confined to.
+    pub fn confinement(&self) -> Option<&ScopeFilter> {
+        self.key.subject_prefix.as_ref()
+    }
+
+    /// The chain that a document's key is pinned in.
+    pub fn chain(&self) -> TenantId {
+        self.key.tenant.clone().unwrap_or_else(TenantId::system)
+    }
+
+    /// The tenant that a request is about: the one that it names, else the
+    /// key's own. Another tenant than the key's is one that does not exist.
+    pub fn tenant_of(&self, field: &str, named: &str) -> Result<TenantId, Status> {
+        let named = match named {
+            "" => None,
+            named => {
+                let mut fields = Fields::default();
+                let parsed = fields.take(field, TenantId::parse(named));
+                Some(fields.finish(parsed)?)
+            }
+        };
+        match (named, &self.key.tenant) {
+            (None, Some(own)) => Ok(own.clone()),
+            (Some(named), Some(own)) if named == *own => Ok(named),
+            (Some(_), Some(_)) => Err(status::of_refusal(&Refusal::TenantNotFound)),
+            (Some(named), None) => Ok(named),
+            (None, None) => {
+                let mut fields = Fields::default();
+                fields.bad(field, "named: the API key belongs to no tenant");
+                fields.finish(None)
+            }
+        }
+    }
+
+    /// The same where an operator may also name the operators' own chain.
+    pub fn chain_of(&self, field: &str, named: &str) -> Result<TenantId, Status> {
+        if named == TenantId::system().as_str() && self.key.tenant.is_none() {
+            return Ok(TenantId::system());
+        }
+        self.tenant_of(field, named)
+    }
+
+    /// Whether a tenant is the caller's to see.
+    pub fn may_see(&self, tenant: &TenantId) -> Result<(), Status> {
+        match &self.key.tenant {
+            Some(own) if own != tenant => Err(status::of_refusal(&Refusal::TenantNotFound)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the caller may act for a subject.
+    pub fn may_act_for(&self, subject: &Subject) -> Result<(), Status> {
+        self.may_see(&subject.tenant)?;
+        match &self.key.subject_prefix {
+            Some(prefix) if !prefix.matches(subject) => Err(status::denied(
+                "SCOPE_NOT_PERMITTED",
+                format!("the API key may only act for {}", prefix.as_str()),
+                &[("subject_prefix", prefix.as_str().to_owned())],
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Filters of a list: what was asked for, and what the key is confined to.
+    pub fn filters(&self, asked: Option<ScopeFilter>) -> Vec<ScopeFilter> {
+        asked
+            .into_iter()
+            .chain(self.key.subject_prefix.clone())
+            .collect()
+    }
+}

@@ -1,0 +1,577 @@
+//! The messages of `Authority`.
+
+use std::collections::BTreeMap;
+
+use tonic::Status;
+
+use super::{amounts, balance, duration, parse_overage_policy, time, unit};
+use crate::api::fields::Fields;
+use crate::api::arguments;
+use crate::domain::amount::{Amount, Amounts};
+use crate::domain::answer::Answer;
+use crate::domain::id::{Malformed, Name, TenantId};
+use crate::domain::ledger::Decision;
+use crate::domain::query::StateFilter;
+use crate::domain::refusal::Reason;
+use crate::domain::request::{
+    Action, Ask, Commit, Context, Decide, Extend, ExtendBy, Grace, Metrics, Record, RecordOf,
+    Release, Reserve, Ttl, action_name,
+};
+use crate::domain::reservation::{Reservation, SettlementKind, Status as Standing};
+use crate::domain::scope::{Levels, ScopeFilter, Subject, dimension_key};
+use crate::domain::time::Timestamp;
+use crate::proto;
+
+/// A subject; its tenant is the caller's own where it names none.
+fn subject(
+    fields: &mut Fields,
+    message: Option<proto::Subject>,
+    own: Option<&TenantId>,
+) -> Option<Subject> {
+    let Some(message) = message else {
+        fields.bad("subject", "given");
+        return None;
+    };
+    let proto::Subject {
+        tenant,
+        workspace,
+        app,
+        workflow,
+        agent,
+        toolset,
+        dimensions,
+    } = message;
+    let tenant = match own {
+        Some(own) if tenant.is_empty() => Some(own.clone()),
+        _ => fields.take("subject.tenant", TenantId::parse(&tenant)),
+    };
+    let levels = Levels {
+        workspace: fields.name("subject.workspace", &workspace),
+        app: fields.name("subject.app", &app),
+        workflow: fields.name("subject.workflow", &workflow),
+        agent: fields.name("subject.agent", &agent),
+        toolset: fields.name("subject.toolset", &toolset),
+    };
+    let mut parsed = BTreeMap::new();
+    for (key, value) in dimensions {
+        if let Err(Malformed(wants)) = dimension_key(&key) {
+            fields.bad("subject.dimensions", format!("made of keys of {wants}"));
+            continue;
+        }
+        let field = format!("subject.dimensions[{key}]");
+        if let Some(value) = fields.take(&field, Name::parse(&value)) {
+            parsed.insert(key.into(), value);
+        }
+    }
+    fields.take("subject.dimensions", Subject::new(tenant?, levels, parsed))
+}
+
+fn action(fields: &mut Fields, message: Option<proto::Action>) -> Option<Action> {
+    let Some(message) = message else {
+        fields.bad("action", "given");
+        return None;
+    };
+    let proto::Action {
+        name,
+        kind,
+        arguments,
+    } = message;
+    let name = fields.take("action.name", action_name(&name));
+    let kind = match kind.as_str() {
+        "" => None,
+        kind => fields.take("action.kind", action_name(kind)),
+    };
+    let arguments = arguments.and_then(|arguments| {
+        fields.take("action.arguments", arguments::digest(&arguments))
+    });
+    Some(Action {
+        name: name?,
+        kind,
+        arguments_sha256: arguments,
+    })
+}
+
+fn context(fields: &mut Fields, message: Option<proto::Context>) -> Context {
+    let proto::Context {
+        environment,
+        actor,
+        reason,
+    } = message.unwrap_or_default();
+    Context {
+        environment: fields.text("context.environment", environment, 128),
+        actor: fields.text("context.actor", actor, 256),
+        reason: fields.text("context.reason", reason, 1_024),
+    }
+}
+
+fn metrics(fields: &mut Fields, message: Option<proto::Metrics>) -> Metrics {
+    let proto::Metrics {
+        tokens_input,
+        tokens_output,
+        latency_ms,
+        model_version,
+        custom,
+    } = message.unwrap_or_default();
+    let mut count = |field: &str, value: Option<i64>| {
+        value.and_then(|value| fields.take(field, Amount::new(value)))
+    };
+    Metrics {
+        tokens_input: count("metrics.tokens_input", tokens_input),
+        tokens_output: count("metrics.tokens_output", tokens_output),
+        latency_ms: count("metrics.latency_ms", latency_ms),
+        model_version: fields.text("metrics.model_version", model_version, 128),
+        custom: fields.metadata("metrics.custom", custom),
+    }
+}
+
+/// What Decide and Reserve have in common.
+fn ask(
+    fields: &mut Fields,
+    subject_message: Option<proto::Subject>,
+    action_message: Option<proto::Action>,
+    estimates: Vec<proto::Amount>,
+    context_message: Option<proto::Context>,
+    own: Option<&TenantId>,
+) -> Option<Ask> {
+    let subject = subject(fields, subject_message, own);
+    let action = action(fields, action_message);
+    let estimates = fields.amounts("estimates", estimates);
+    let context = context(fields, context_message);
+    Some(Ask {
+        subject: subject?,
+        action: action?,
+        estimates,
+        context,
+    })
+}
+
+/// Takes a DecideRequest.
+pub fn decide(message: proto::DecideRequest, own: Option<&TenantId>) -> Result<Decide, Status> {
+    let proto::DecideRequest {
+        idempotency_key,
+        subject,
+        action,
+        estimates,
+        context,
+        record,
+    } = message;
+    let mut fields = Fields::default();
+    let key = match (record, idempotency_key.is_empty()) {
+        (false, true) => None,
+        _ => fields.key(&idempotency_key),
+    };
+    let ask = ask(&mut fields, subject, action, estimates, context, own);
+    let made = ask.map(|ask| Decide {
+        ask,
+        record: key.filter(|_| record),
+    });
+    fields.finish(made)
+}
+
+/// Takes a ReserveRequest.
+pub fn reserve(message: proto::ReserveRequest, own: Option<&TenantId>) -> Result<Reserve, Status> {
+    let proto::ReserveRequest {
+        idempotency_key,
+        subject,
+        action,
+        estimates,
+        ttl,
+        grace,
+        overage_policy,
+        context,
+        metadata,
+        dry_run,
+    } = message;
+    let mut fields = Fields::default();
+    let key = match (dry_run, idempotency_key.is_empty()) {
+        (true, true) => None,
+        _ => fields.key(&idempotency_key),
+    };
+    let ask = ask(&mut fields, subject, action, estimates, context, own);
+    let ttl = fields.duration("ttl", ttl);
+    let ttl = ttl.and_then(|ttl| fields.take("ttl", Ttl::new(ttl)));
+    let grace = fields.duration("grace", grace);
+    let grace = grace.and_then(|grace| fields.take("grace", Grace::new(grace)));
+    let overage_policy = parse_overage_policy(&mut fields, "overage_policy", overage_policy);
+    let metadata = fields.metadata("metadata", metadata);
+    let made = ask.map(|ask| Reserve {
+        ask,
+        key: key.filter(|_| !dry_run),
+        ttl,
+        grace,
+        overage_policy,
+        metadata,
+    });
+    fields.finish(made)
+}
+
+/// Takes a CommitRequest.
+pub fn commit(message: proto::CommitRequest) -> Result<Commit, Status> {
+    let proto::CommitRequest {
+        idempotency_key,
+        reservation_id,
+        actual,
+        metrics: metrics_message,
+        metadata,
+        tenant: _,
+    } = message;
+    let mut fields = Fields::default();
+    let key = fields.key(&idempotency_key);
+    let reservation = fields.reservation(&reservation_id);
+    let actual = fields.amounts("actual", actual);
+    let metrics = metrics(&mut fields, metrics_message);
+    let metadata = fields.metadata("metadata", metadata);
+    let made = key.zip(reservation).map(|(key, reservation)| Commit {
+        key,
+        reservation,
+        actual,
+        metrics,
+        metadata,
+    });
+    fields.finish(made)
+}
+
+/// Takes a ReleaseRequest.
+pub fn release(message: proto::ReleaseRequest) -> Result<Release, Status> {
+    let proto::ReleaseRequest {
+        idempotency_key,
+        reservation_id,
+        reason,
+        tenant: _,
+    } = message;
+    let mut fields = Fields::default();
+    let key = fields.key(&idempotency_key);
+    let reservation = fields.reservation(&reservation_id);
+    let reason = fields.text("reason", reason, 256);
+    let made = key.zip(reservation).map(|(key, reservation)| Release {
+        key,
+        reservation,
+        reason,
+    });
+    fields.finish(made)
+}
+
+/// Takes an ExtendRequest.
+pub fn extend(message: proto::ExtendRequest) -> Result<Extend, Status> {
+    let proto::ExtendRequest {
+        idempotency_key,
+        reservation_id,
+        extend_by,
+        additional,
+        tenant: _,
+    } = message;
+    let mut fields = Fields::default();
+    let key = fields.key(&idempotency_key);
+    let reservation = fields.reservation(&reservation_id);
+    let by = fields.duration("extend_by", extend_by);
+    let by = by.and_then(|by| fields.take("extend_by", ExtendBy::new(by)));
+    let by = by.unwrap_or_default();
+    let additional = fields.amounts("additional", additional);
+    if by == ExtendBy::default() && additional.is_empty() {
+        fields.bad("extend_by", "more than 0s where nothing additional is asked");
+    }
+    let made = key.zip(reservation).map(|(key, reservation)| Extend {
+        key,
+        reservation,
+        by,
+        additional,
+    });
+    fields.finish(made)
+}
+
+/// Takes a RecordRequest.
+pub fn record(message: proto::RecordRequest, own: Option<&TenantId>) -> Result<Record, Status> {
+    let proto::RecordRequest {
+        idempotency_key,
+        subject: subject_message,
+        action: action_message,
+        amounts,
+        overage_policy,
+        metrics: metrics_message,
+        context: context_message,
+        metadata,
+        reservation_id,
+        tenant: _,
+    } = message;
+    let mut fields = Fields::default();
+    let key = fields.key(&idempotency_key);
+    let of = if reservation_id.is_empty() {
+        let subject = subject(&mut fields, subject_message, own);
+        let action = action(&mut fields, action_message);
+        subject.zip(action).map(|of| RecordOf::Action(Box::new(of)))
+    } else {
+        if subject_message.is_some() {
+            fields.bad("subject", "empty together with reservation_id");
+        }
+        if action_message.is_some() {
+            fields.bad("action", "empty together with reservation_id");
+        }
+        fields.reservation(&reservation_id).map(RecordOf::Expired)
+    };
+    let amounts: Amounts = fields.amounts("amounts", amounts);
+    let overage_policy = parse_overage_policy(&mut fields, "overage_policy", overage_policy);
+    let metrics = metrics(&mut fields, metrics_message);
+    let context = context(&mut fields, context_message);
+    let metadata = fields.metadata("metadata", metadata);
+    let made = key.zip(of).map(|(key, of)| Record {
+        key,
+        of,
+        amounts,
+        overage_policy,
+        metrics,
+        context,
+        metadata,
+    });
+    fields.finish(made)
+}
+
+/// A filter by scope that may be empty.
+pub fn scope_filter(fields: &mut Fields, text: &str) -> Option<ScopeFilter> {
+    match text {
+        "" => None,
+        text => fields.take("scope", ScopeFilter::parse(text)),
+    }
+}
+
+/// A filter by state that may be unspecified.
+pub fn state_filter(fields: &mut Fields, value: i32) -> Option<StateFilter> {
+    match proto::ReservationState::try_from(value) {
+        Ok(proto::ReservationState::Unspecified) => None,
+        Ok(proto::ReservationState::Active) => Some(StateFilter::Active),
+        Ok(proto::ReservationState::Committed) => Some(StateFilter::Committed),
+        Ok(proto::ReservationState::Released) => Some(StateFilter::Released),
+        Ok(proto::ReservationState::Expired) => Some(StateFilter::Expired),
+        Err(_) => {
+            fields.bad("state", "a known ReservationState");
+            None
+        }
+    }
+}
+
+/// Words a decision.
+pub(crate) fn decision(decision: Decision) -> proto::Decision {
+    match decision {
+        Decision::Allow => proto::Decision::Allow,
+        Decision::AllowWithCaps => proto::Decision::AllowWithCaps,
+        Decision::RequireApproval => proto::Decision::RequireApproval,
+        Decision::Deny => proto::Decision::Deny,
+    }
+}
+
+fn reason(reason: &Reason) -> proto::Reason {
+    let shortage = reason.shortage;
+    proto::Reason {
+        code: reason.code.as_str().to_owned(),
+        message: reason.to_string(),
+        scope: reason.scope.as_deref().unwrap_or_default().to_owned(),
+        unit: reason.unit.map_or(0, |of| unit(of).into()),
+        asked: shortage.map_or(0, |short| short.asked.get()),
+        remaining: shortage.map_or(0, |short| short.remaining),
+        held_by_others: shortage.map_or(0, |short| short.held_by_others.get()),
+    }
+}
+
+fn reasons(answer: &Answer) -> Vec<proto::Reason> {
+    answer.verdict.reasons().iter().map(reason).collect()
+}
+
+fn balances(answer: &Answer) -> Vec<proto::Balance> {
+    answer.balances.iter().map(balance).collect()
+}
+
+fn sequence(answer: &Answer) -> i64 {
+    answer.seq.map_or(0, |seq| seq.0)
+}
+
+/// `<tenant>/<sequence>`; empty where nothing was recorded.
+fn decision_id(tenant: &TenantId, answer: &Answer) -> String {
+    answer
+        .seq
+        .map_or_else(String::new, |seq| format!("{tenant}/{seq}"))
+}
+
+/// Words the answer to Decide.
+pub fn decided(tenant: &TenantId, answer: &Answer) -> proto::DecideResponse {
+    proto::DecideResponse {
+        decision: decision(answer.verdict.decision()).into(),
+        reasons: reasons(answer),
+        caps: None,
+        retryable: answer.verdict.retry_after().is_some(),
+        retry_after: answer.verdict.retry_after().map(duration),
+        balances: balances(answer),
+        ledger_sequence: sequence(answer),
+        decision_id: decision_id(tenant, answer),
+    }
+}
+
+/// Words the answer to Reserve.
+pub fn reserved(tenant: &TenantId, answer: &Answer) -> proto::ReserveResponse {
+    let lease = answer.lease.as_ref();
+    proto::ReserveResponse {
+        decision: decision(answer.verdict.decision()).into(),
+        reservation_id: lease.map_or_else(String::new, |l| l.reservation.to_string()),
+        reasons: reasons(answer),
+        caps: None,
+        retryable: answer.verdict.retry_after().is_some(),
+        retry_after: answer.verdict.retry_after().map(duration),
+        reserved: lease.map_or_else(Vec::new, |l| amounts(&l.reserved)),
+        expire_time: lease.map(|l| time(l.expires_at)),
+        remaining_ttl: lease.map(|l| duration(l.remaining)),
+        balances: balances(answer),
+        replayed: answer.replayed,
+        ledger_sequence: sequence(answer),
+        decision_id: decision_id(tenant, answer),
+    }
+}
+
+/// Words the answer to Commit.
+pub fn committed(answer: &Answer) -> proto::CommitResponse {
+    proto::CommitResponse {
+        charged: amounts(&answer.charged),
+        released: amounts(&answer.released),
+        uncovered: amounts(&answer.uncovered),
+        balances: balances(answer),
+        replayed: answer.replayed,
+        ledger_sequence: sequence(answer),
+    }
+}
+
+/// Words the answer to Release.
+pub fn released(answer: &Answer) -> proto::ReleaseResponse {
+    proto::ReleaseResponse {
+        released: amounts(&answer.released),
+        balances: balances(answer),
+        replayed: answer.replayed,
+        ledger_sequence: sequence(answer),
+    }
+}
+
+/// Words the answer to Extend.
+pub fn extended(answer: &Answer) -> proto::ExtendResponse {
+    let lease = answer.lease.as_ref();
+    proto::ExtendResponse {
+        decision: decision(answer.verdict.decision()).into(),
+        reasons: reasons(answer),
+        retryable: answer.verdict.retry_after().is_some(),
+        retry_after: answer.verdict.retry_after().map(duration),
+        reserved: lease.map_or_else(Vec::new, |l| amounts(&l.reserved)),
+        expire_time: lease.map(|l| time(l.expires_at)),
+        remaining_ttl: lease.map(|l| duration(l.remaining)),
+        balances: balances(answer),
+        replayed: answer.replayed,
+        ledger_sequence: sequence(answer),
+    }
+}
+
+/// Words the answer to Record.
+pub fn recorded(answer: &Answer) -> proto::RecordResponse {
+    proto::RecordResponse {
+        charged: amounts(&answer.charged),
+        uncovered: amounts(&answer.uncovered),
+        balances: balances(answer),
+        replayed: answer.replayed,
+        ledger_sequence: sequence(answer),
+    }
+}
+
+fn subject_message(subject: &Subject) -> proto::Subject {
+    let text = |name: &Option<Name>| {
+        name.as_ref()
+            .map_or_else(String::new, |name| name.display().to_owned())
+    };
+    let levels = subject.levels();
+    proto::Subject {
+        tenant: subject.tenant.to_string(),
+        workspace: text(&levels.workspace),
+        app: text(&levels.app),
+        workflow: text(&levels.workflow),
+        agent: text(&levels.agent),
+        toolset: text(&levels.toolset),
+        dimensions: subject
+            .dimensions()
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.display().to_owned()))
+            .collect(),
+    }
+}
+
+/// Words a reservation as it is now.
+pub fn reservation(reservation: &Reservation, now: Timestamp) -> proto::Reservation {
+    let settlement = match &reservation.status {
+        Standing::Active => None,
+        Standing::Settled(settlement) => Some(settlement),
+    };
+    let state = match settlement.map(|settlement| settlement.kind) {
+        Some(SettlementKind::Committed) => proto::ReservationState::Committed,
+        Some(SettlementKind::Released) => proto::ReservationState::Released,
+        Some(SettlementKind::Expired) => proto::ReservationState::Expired,
+        None if reservation.is_overdue(now) => proto::ReservationState::Expired,
+        None => proto::ReservationState::Active,
+    };
+    proto::Reservation {
+        reservation_id: reservation.id.to_string(),
+        state: state.into(),
+        subject: Some(subject_message(&reservation.subject)),
+        action: Some(proto::Action {
+            name: reservation.action.name.to_string(),
+            kind: reservation.action.kind.as_deref().unwrap_or_default().to_owned(),
+            arguments: None,
+        }),
+        reserved: amounts(&reservation.reserved()),
+        committed: settlement.map_or_else(Vec::new, |s| amounts(&s.charged)),
+        create_time: Some(time(reservation.created_at)),
+        expire_time: Some(time(reservation.expires_at)),
+        grace: Some(duration(reservation.grace)),
+        settle_time: settlement.map(|settlement| time(settlement.at)),
+        overage_policy: super::overage_policy(reservation.overage_policy).into(),
+        scope: reservation.subject.scope_text(),
+        reserve_sequence: reservation.reserve_seq.0,
+        settle_sequence: settlement.map_or(0, |settlement| settlement.seq.0),
+        metadata: reservation
+            .metadata
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn every_bad_field_is_named_at_once() {
+        let message = proto::ReserveRequest {
+            idempotency_key: String::new(),
+            subject: Some(proto::Subject {
+                agent: "a b".into(),
+                ..proto::Subject::default()
+            }),
+            action: None,
+            estimates: vec![proto::Amount { unit: 5, value: -1 }],
+            overage_policy: 9,
+            ..proto::ReserveRequest::default()
+        };
+        let status = reserve(message, None).expect_err("a refusal");
+        let details = status.get_error_details();
+        let mut named: Vec<_> = details
+            .bad_request()
+            .map(|bad| bad.field_violations.iter().map(|v| v.field.as_str()).collect())
+            .unwrap_or_default();
+        named.sort_unstable();
+        assert_eq!(
+            named,
+            [
+                "action",
+                "estimates[0].unit",
+                "estimates[0].value",
+                "idempotency_key",
+                "overage_policy",
+                "subject.agent",
+                "subject.tenant",
+            ]
+        );
+    }
+}

@@ -1,0 +1,112 @@
+//! The messages of `Ledger`.
+
+use super::authority::decision as decision_message;
+use super::time;
+use crate::api::fields::Fields;
+use crate::domain::id::TenantId;
+use crate::domain::ledger::{Decision, EntryKind};
+use crate::domain::query::StoredEntry;
+use crate::domain::verify::Report;
+use crate::proto;
+
+fn kind(kind: EntryKind) -> proto::EntryKind {
+    match kind {
+        EntryKind::Decide => proto::EntryKind::Decide,
+        EntryKind::Reserve => proto::EntryKind::Reserve,
+        EntryKind::Commit => proto::EntryKind::Commit,
+        EntryKind::Release => proto::EntryKind::Release,
+        EntryKind::Extend => proto::EntryKind::Extend,
+        EntryKind::Expire => proto::EntryKind::Expire,
+        EntryKind::Record => proto::EntryKind::Record,
+        EntryKind::Fund => proto::EntryKind::Fund,
+        EntryKind::BalanceOpened => proto::EntryKind::BalanceOpened,
+        EntryKind::CreditExpired => proto::EntryKind::CreditExpired,
+        EntryKind::Provision => proto::EntryKind::Provision,
+        EntryKind::ApiKeyCreated => proto::EntryKind::ApiKeyCreated,
+        EntryKind::ApiKeyRevoked => proto::EntryKind::ApiKeyRevoked,
+    }
+}
+
+/// Takes kinds to filter by.
+pub fn kinds(fields: &mut Fields, values: &[i32]) -> Vec<EntryKind> {
+    let mut kinds = Vec::new();
+    for (at, value) in values.iter().enumerate() {
+        let parsed = match proto::EntryKind::try_from(*value) {
+            Ok(proto::EntryKind::Decide) => EntryKind::Decide,
+            Ok(proto::EntryKind::Reserve) => EntryKind::Reserve,
+            Ok(proto::EntryKind::Commit) => EntryKind::Commit,
+            Ok(proto::EntryKind::Release) => EntryKind::Release,
+            Ok(proto::EntryKind::Extend) => EntryKind::Extend,
+            Ok(proto::EntryKind::Expire) => EntryKind::Expire,
+            Ok(proto::EntryKind::Record) => EntryKind::Record,
+            Ok(proto::EntryKind::Fund) => EntryKind::Fund,
+            Ok(proto::EntryKind::BalanceOpened) => EntryKind::BalanceOpened,
+            Ok(proto::EntryKind::CreditExpired) => EntryKind::CreditExpired,
+            Ok(proto::EntryKind::Provision) => EntryKind::Provision,
+            Ok(proto::EntryKind::ApiKeyCreated) => EntryKind::ApiKeyCreated,
+            Ok(proto::EntryKind::ApiKeyRevoked) => EntryKind::ApiKeyRevoked,
+            Ok(proto::EntryKind::Unspecified) | Err(_) => {
+                fields.bad(format!("kinds[{at}]"), "a known EntryKind");
+                continue;
+            }
+        };
+        kinds.push(parsed);
+    }
+    kinds
+}
+
+/// Takes a decision to filter by; nothing where it is unspecified.
+pub fn decision(fields: &mut Fields, value: i32) -> Option<Decision> {
+    match proto::Decision::try_from(value) {
+        Ok(proto::Decision::Unspecified) => None,
+        Ok(proto::Decision::Allow) => Some(Decision::Allow),
+        Ok(proto::Decision::AllowWithCaps) => Some(Decision::AllowWithCaps),
+        Ok(proto::Decision::RequireApproval) => Some(Decision::RequireApproval),
+        Ok(proto::Decision::Deny) => Some(Decision::Deny),
+        Err(_) => {
+            fields.bad("decision", "a known Decision");
+            None
+        }
+    }
+}
+
+/// Words an entry.
+pub fn entry(tenant: &TenantId, entry: StoredEntry) -> proto::Entry {
+    let StoredEntry {
+        seq,
+        time: at,
+        kind: of,
+        decision,
+        text,
+        prev_hash,
+        hash,
+    } = entry;
+    proto::Entry {
+        tenant: tenant.to_string(),
+        sequence: seq.0,
+        time: Some(time(at)),
+        kind: kind(of).into(),
+        decision: decision.map_or(0, |decision| decision_message(decision).into()),
+        body: text,
+        prev_hash: prev_hash.0.to_vec().into(),
+        hash: hash.0.to_vec().into(),
+    }
+}
+
+/// Words a verification.
+pub fn report(report: Report) -> proto::VerifyLedgerResponse {
+    let Report {
+        entries,
+        last,
+        problem,
+    } = report;
+    let first_bad = problem.as_ref().and_then(|problem| problem.seq);
+    proto::VerifyLedgerResponse {
+        intact: problem.is_none(),
+        entries,
+        last_sequence: last.seq.0,
+        last_hash: last.hash.0.to_vec().into(),
+        first_bad_sequence: first_bad.map_or(0, |seq| seq.0),
+        problem: problem.map_or_else(String::new, |problem| problem.text),
+    }
+}

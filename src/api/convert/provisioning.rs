@@ -1,0 +1,540 @@
+//! The messages of `Provisioning`.
+
+use std::collections::HashSet;
+
+use prost::Message as _;
+use tonic::Status;
+
+use super::{budget_state, overage_policy, parse_overage_policy, parse_period, period, time, unit};
+use crate::api::fields::Fields;
+use crate::domain::amount::Amount;
+use crate::domain::budget::{Budget, BudgetState, CarryOver, Limit, Terms};
+use crate::domain::id::{IdempotencyKey, KeyId, TenantId};
+use crate::domain::key::StoredKey;
+use crate::domain::ledger::{Change, ChangeKind};
+use crate::domain::period::{Calendar, Period};
+use crate::domain::permission::{Permission, Permissions};
+use crate::domain::provision::{BudgetKey, BudgetSpec, Document, TenantSpec};
+use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy};
+use crate::domain::scope::{Scope, ScopeFilter};
+use crate::domain::tenant::{Settings, Tenant, TenantState, UnprovisionedRule};
+use crate::domain::time::Timestamp;
+use crate::engine::Provisioned;
+use crate::proto;
+
+/// Most tenants and budgets of one document.
+const TENANTS_MAX: usize = 1_000;
+const BUDGETS_MAX: usize = 10_000;
+
+/// A document as it was asked for.
+#[derive(Debug)]
+pub struct Asked {
+    /// What shall be.
+    pub document: Document,
+    /// Nothing with `validate_only`.
+    pub key: Option<IdempotencyKey>,
+    /// Only the plan is wanted.
+    pub validate_only: bool,
+}
+
+/// Takes a ProvisionRequest.
+pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
+    let digests = digests(&message);
+    let proto::ProvisionRequest {
+        idempotency_key,
+        tenants,
+        budgets,
+        absent_budgets,
+        validate_only,
+    } = message;
+    let mut fields = Fields::default();
+    let key = match (validate_only, idempotency_key.is_empty()) {
+        (true, true) => None,
+        _ => fields.key(&idempotency_key),
+    };
+    if tenants.len() > TENANTS_MAX {
+        fields.bad("tenants", format!("at most {TENANTS_MAX}"));
+    }
+    if budgets.len() + absent_budgets.len() > BUDGETS_MAX {
+        fields.bad("budgets", format!("at most {BUDGETS_MAX}, absent ones included"));
+    }
+    let mut document = Document {
+        digests,
+        ..Document::default()
+    };
+    let mut seen = HashSet::new();
+    for (at, tenant) in tenants.into_iter().enumerate() {
+        let field = format!("tenants[{at}]");
+        if let Some(spec) = tenant_spec(&mut fields, &field, tenant) {
+            if !seen.insert(spec.id.clone()) {
+                fields.bad(format!("{field}.tenant"), "named once in a document");
+            }
+            document.tenants.push(spec);
+        }
+    }
+    let mut seen = HashSet::new();
+    for (at, budget) in budgets.into_iter().enumerate() {
+        let field = format!("budgets[{at}]");
+        if let Some(spec) = budget_spec(&mut fields, &field, budget) {
+            if !seen.insert(spec.key.clone()) {
+                fields.bad(format!("{field}.scope"), "named once in a document with its unit and period");
+            }
+            document.budgets.push(spec);
+        }
+    }
+    for (at, budget) in absent_budgets.into_iter().enumerate() {
+        let field = format!("absent_budgets[{at}]");
+        let proto::BudgetRef {
+            scope,
+            unit,
+            period,
+        } = budget;
+        if let Some(key) = budget_key(&mut fields, &field, &scope, unit, period) {
+            if !seen.insert(key.clone()) {
+                fields.bad(format!("{field}.scope"), "named once in a document with its unit and period");
+            }
+            document.absent_budgets.push(key);
+        }
+    }
+    fields.finish(Some(Asked {
+        document,
+        key: key.filter(|_| !validate_only),
+        validate_only,
+    }))
+}
+
+/// What a retry must repeat. The messages have no maps, so that equal ones have
+/// equal bytes.
+fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
+    fn of<M: prost::Message>(parts: &[M]) -> Digest {
+        let mut bytes = Vec::new();
+        for part in parts {
+            bytes.extend_from_slice(&part.encode_length_delimited_to_vec());
+        }
+        Digest::of(&bytes)
+    }
+    let only = |part: proto::ProvisionRequest| part.encode_to_vec().len();
+    debug_assert!(only(proto::ProvisionRequest::default()) == 0);
+    vec![
+        ("tenants".into(), of(&message.tenants)),
+        ("budgets".into(), of(&message.budgets)),
+        ("absent_budgets".into(), of(&message.absent_budgets)),
+    ]
+}
+
+fn tenant_spec(fields: &mut Fields, at: &str, message: proto::Tenant) -> Option<TenantSpec> {
+    let proto::Tenant {
+        tenant,
+        display_name,
+        state,
+        unprovisioned_rule,
+        default_overage_policy,
+        create_time: _,
+    } = message;
+    let id = fields.take(&format!("{at}.tenant"), TenantId::parse(&tenant));
+    let display_name = fields.text(&format!("{at}.display_name"), display_name, 256);
+    let state = match proto::TenantState::try_from(state) {
+        Ok(proto::TenantState::Unspecified | proto::TenantState::Active) => TenantState::Active,
+        Ok(proto::TenantState::Suspended) => TenantState::Suspended,
+        Ok(proto::TenantState::Closed) => TenantState::Closed,
+        Err(_) => {
+            fields.bad(format!("{at}.state"), "a known TenantState");
+            return None;
+        }
+    };
+    let unprovisioned_rule = match proto::UnprovisionedRule::try_from(unprovisioned_rule) {
+        Ok(
+            proto::UnprovisionedRule::Unspecified | proto::UnprovisionedRule::RequireToolsetBudget,
+        ) => UnprovisionedRule::RequireToolsetBudget,
+        Ok(proto::UnprovisionedRule::RequireAnyBudget) => UnprovisionedRule::RequireAnyBudget,
+        Err(_) => {
+            fields.bad(format!("{at}.unprovisioned_rule"), "a known UnprovisionedRule");
+            return None;
+        }
+    };
+    let field = format!("{at}.default_overage_policy");
+    let default_overage_policy = parse_overage_policy(fields, &field, default_overage_policy);
+    Some(TenantSpec {
+        id: id?,
+        settings: Settings {
+            display_name,
+            state,
+            unprovisioned_rule,
+            default_overage_policy: default_overage_policy
+                .unwrap_or(OveragePolicy::AllowIfAvailable),
+        },
+    })
+}
+
+fn budget_key(
+    fields: &mut Fields,
+    at: &str,
+    scope: &str,
+    unit: i32,
+    period: i32,
+) -> Option<BudgetKey> {
+    let prefix = if at.is_empty() {
+        String::new()
+    } else {
+        format!("{at}.")
+    };
+    let parsed = Scope::parse(scope).and_then(|scope| scope.tenant().map(|_| scope));
+    let scope = fields.take(&format!("{prefix}scope"), parsed);
+    let unit = fields.unit(&format!("{prefix}unit"), unit, true);
+    let period = parse_period(fields, &format!("{prefix}period"), period);
+    Some(BudgetKey {
+        scope: scope?,
+        unit: unit?,
+        period: period?,
+    })
+}
+
+fn budget_spec(fields: &mut Fields, at: &str, message: proto::Budget) -> Option<BudgetSpec> {
+    let proto::Budget {
+        scope,
+        unit,
+        period,
+        time_zone,
+        limit,
+        overdraft_limit,
+        carry_over,
+        state,
+        create_time: _,
+    } = message;
+    let key = budget_key(fields, at, &scope, unit, period);
+    let of = key.as_ref().map_or(Period::Daily, |key| key.period);
+    let calendar = fields.take(&format!("{at}.time_zone"), Calendar::new(of, &time_zone));
+    let limit = match limit {
+        Some(proto::budget::Limit::Allocation(amount)) => fields
+            .take(&format!("{at}.allocation"), Amount::new(amount))
+            .map(Limit::Allocation),
+        Some(proto::budget::Limit::Unlimited(true)) => Some(Limit::Unlimited),
+        Some(proto::budget::Limit::Unlimited(false)) => {
+            fields.bad(format!("{at}.unlimited"), "true, or an allocation instead");
+            None
+        }
+        None => {
+            fields.bad(format!("{at}.allocation"), "given, or unlimited: true instead");
+            None
+        }
+    };
+    let overdraft = fields.take(&format!("{at}.overdraft_limit"), Amount::new(overdraft_limit));
+    let carry_over = match proto::CarryOver::try_from(carry_over) {
+        Ok(proto::CarryOver::Unspecified | proto::CarryOver::None) => Some(CarryOver::None),
+        Ok(proto::CarryOver::Forward) => Some(CarryOver::Forward),
+        Ok(proto::CarryOver::CapAtAllocated) => Some(CarryOver::CapAtAllocated),
+        Err(_) => {
+            fields.bad(format!("{at}.carry_over"), "a known CarryOver");
+            None
+        }
+    };
+    if of == Period::Total && carry_over.is_some_and(|c| c != CarryOver::None) {
+        fields.bad(format!("{at}.carry_over"), "empty for a budget without a period");
+    }
+    let state = match proto::BudgetState::try_from(state) {
+        Ok(proto::BudgetState::Unspecified | proto::BudgetState::Active) => {
+            Some(BudgetState::Active)
+        }
+        Ok(proto::BudgetState::Frozen) => Some(BudgetState::Frozen),
+        Ok(proto::BudgetState::Closed) => Some(BudgetState::Closed),
+        Err(_) => {
+            fields.bad(format!("{at}.state"), "a known BudgetState");
+            None
+        }
+    };
+    Some(BudgetSpec {
+        key: key?,
+        calendar: calendar?,
+        terms: Terms {
+            limit: limit?,
+            overdraft_limit: overdraft?,
+            carry_over: carry_over?,
+            state: state?,
+        },
+    })
+}
+
+/// Takes what names a budget.
+pub fn named_budget(scope: &str, unit: i32, period: i32) -> Result<BudgetKey, Status> {
+    let mut fields = Fields::default();
+    let key = budget_key(&mut fields, "", scope, unit, period);
+    fields.finish(key)
+}
+
+/// Takes a FundBudgetRequest.
+pub fn fund(message: proto::FundBudgetRequest) -> Result<Fund, Status> {
+    let proto::FundBudgetRequest {
+        idempotency_key,
+        scope,
+        unit,
+        period,
+        operation,
+        amount,
+        expire_time,
+        reason,
+    } = message;
+    let mut fields = Fields::default();
+    let key = fields.key(&idempotency_key);
+    let parsed = Scope::parse_concrete(&scope).and_then(|scope| scope.tenant().map(|_| scope));
+    let scope = fields.take("scope", parsed);
+    let unit = fields.unit("unit", unit, true);
+    let period = parse_period(&mut fields, "period", period);
+    let amount = fields.take("amount", Amount::new(amount));
+    let expires_at = fields.time("expire_time", expire_time);
+    let reason = fields.text("reason", reason, 1_024);
+    let operation = match proto::FundOperation::try_from(operation) {
+        Ok(proto::FundOperation::Credit) => Some(FundOperation::Credit),
+        Ok(proto::FundOperation::Debit) => Some(FundOperation::Debit),
+        Ok(proto::FundOperation::Reset) => Some(FundOperation::Reset),
+        Ok(proto::FundOperation::ResetSpent) => Some(FundOperation::ResetSpent),
+        Ok(proto::FundOperation::RepayDebt) => Some(FundOperation::RepayDebt),
+        Ok(proto::FundOperation::Unspecified) | Err(_) => {
+            fields.bad("operation", "a known FundOperation");
+            None
+        }
+    };
+    if expires_at.is_some() && operation != Some(FundOperation::Credit) {
+        fields.bad("expire_time", "empty but for FUND_OPERATION_CREDIT");
+    }
+    let made = (|| {
+        Some(Fund {
+            key: key?,
+            funding: Funding {
+                scope: scope?,
+                unit: unit?,
+                period: period?,
+                operation: operation?,
+                amount: amount?,
+                expires_at,
+                reason,
+            },
+        })
+    })();
+    fields.finish(made)
+}
+
+/// Words a plan.
+pub fn provisioned(provisioned: Provisioned) -> proto::ProvisionResponse {
+    let Provisioned {
+        changes,
+        replayed,
+        applied,
+    } = provisioned;
+    proto::ProvisionResponse {
+        changes: changes.into_iter().map(change).collect(),
+        replayed,
+        applied,
+    }
+}
+
+fn change(change: Change) -> proto::Change {
+    let Change {
+        kind,
+        target,
+        details,
+        loosens,
+    } = change;
+    let kind = match kind {
+        ChangeKind::Created => proto::ChangeKind::Created,
+        ChangeKind::Changed => proto::ChangeKind::Changed,
+        ChangeKind::Removed => proto::ChangeKind::Removed,
+        ChangeKind::Unchanged => proto::ChangeKind::Unchanged,
+    };
+    proto::Change {
+        kind: kind.into(),
+        target: target.into(),
+        details: details.into_iter().map(Into::into).collect(),
+        loosens,
+    }
+}
+
+/// Words a tenant.
+pub fn tenant(tenant: &Tenant) -> proto::Tenant {
+    let Settings {
+        display_name,
+        state,
+        unprovisioned_rule,
+        default_overage_policy,
+    } = &tenant.settings;
+    let state = match state {
+        TenantState::Active => proto::TenantState::Active,
+        TenantState::Suspended => proto::TenantState::Suspended,
+        TenantState::Closed => proto::TenantState::Closed,
+    };
+    let rule = match unprovisioned_rule {
+        UnprovisionedRule::RequireToolsetBudget => proto::UnprovisionedRule::RequireToolsetBudget,
+        UnprovisionedRule::RequireAnyBudget => proto::UnprovisionedRule::RequireAnyBudget,
+    };
+    proto::Tenant {
+        tenant: tenant.id.to_string(),
+        display_name: display_name.to_string(),
+        state: state.into(),
+        unprovisioned_rule: rule.into(),
+        default_overage_policy: overage_policy(*default_overage_policy).into(),
+        create_time: Some(time(tenant.created_at)),
+    }
+}
+
+/// Words a budget.
+pub fn budget(budget: &Budget) -> proto::Budget {
+    let Terms {
+        limit,
+        overdraft_limit,
+        carry_over,
+        state,
+    } = budget.terms;
+    let limit = match limit {
+        Limit::Allocation(amount) => proto::budget::Limit::Allocation(amount.get()),
+        Limit::Unlimited => proto::budget::Limit::Unlimited(true),
+    };
+    let carry_over = match carry_over {
+        CarryOver::None => proto::CarryOver::None,
+        CarryOver::Forward => proto::CarryOver::Forward,
+        CarryOver::CapAtAllocated => proto::CarryOver::CapAtAllocated,
+    };
+    let periodic = budget.calendar.period() != Period::Total;
+    proto::Budget {
+        scope: budget.scope.to_string(),
+        unit: unit(budget.unit).into(),
+        period: period(budget.calendar.period()).into(),
+        time_zone: if periodic {
+            budget.calendar.zone_name().to_owned()
+        } else {
+            String::new()
+        },
+        limit: Some(limit),
+        overdraft_limit: overdraft_limit.get(),
+        carry_over: carry_over.into(),
+        state: budget_state(state).into(),
+        create_time: Some(time(budget.created_at)),
+    }
+}
+
+/// A key as it was asked for, but for its tenant and its random parts.
+#[derive(Debug)]
+pub struct AskedKey {
+    /// Makes a retry safe.
+    pub idempotency_key: IdempotencyKey,
+    /// For people.
+    pub display_name: Box<str>,
+    /// What it may do.
+    pub permissions: Permissions,
+    /// Subjects that it is confined to.
+    pub subject_prefix: Option<ScopeFilter>,
+    /// When it ends by itself.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// Takes a CreateApiKeyRequest; the tenant that it names is the caller's to
+/// check.
+pub fn create_api_key(
+    message: proto::CreateApiKeyRequest,
+    now: Timestamp,
+) -> Result<AskedKey, Status> {
+    let proto::CreateApiKeyRequest {
+        idempotency_key,
+        api_key,
+    } = message;
+    let mut fields = Fields::default();
+    let idempotency_key = fields.key(&idempotency_key);
+    let Some(proto::ApiKey {
+        key_id,
+        tenant: _,
+        display_name,
+        permissions,
+        subject_prefix,
+        expire_time,
+        create_time: _,
+        revoke_time: _,
+    }) = api_key
+    else {
+        fields.bad("api_key", "given");
+        return fields.finish(None);
+    };
+    if !key_id.is_empty() {
+        fields.bad("api_key.key_id", "empty: the server makes it");
+    }
+    let display_name = fields.text("api_key.display_name", display_name, 256);
+    let mut set = Vec::new();
+    for (at, value) in permissions.iter().enumerate() {
+        match parse_permission(*value) {
+            Some(permission) => set.push(permission),
+            None => fields.bad(format!("api_key.permissions[{at}]"), "a known Permission"),
+        }
+    }
+    if permissions.is_empty() {
+        fields.bad("api_key.permissions", "at least one Permission");
+    }
+    let prefix = match subject_prefix.as_str() {
+        "" => None,
+        text => fields.take("api_key.subject_prefix", ScopeFilter::parse(text)),
+    };
+    let confinable = |p: &Permission| matches!(p, Permission::Authority | Permission::Read);
+    if prefix.is_some() && !set.iter().all(confinable) {
+        fields.bad(
+            "api_key.permissions",
+            "only PERMISSION_AUTHORITY and PERMISSION_READ together with subject_prefix",
+        );
+    }
+    let expires_at = fields.time("api_key.expire_time", expire_time);
+    if expires_at.is_some_and(|at| at <= now) {
+        fields.bad("api_key.expire_time", "in the future");
+    }
+    let made = idempotency_key.map(|idempotency_key| AskedKey {
+        idempotency_key,
+        display_name,
+        permissions: set.into_iter().collect(),
+        subject_prefix: prefix,
+        expires_at,
+    });
+    fields.finish(made)
+}
+
+fn parse_permission(value: i32) -> Option<Permission> {
+    match proto::Permission::try_from(value) {
+        Ok(proto::Permission::Authority) => Some(Permission::Authority),
+        Ok(proto::Permission::Read) => Some(Permission::Read),
+        Ok(proto::Permission::Provision) => Some(Permission::Provision),
+        Ok(proto::Permission::Loosen) => Some(Permission::Loosen),
+        Ok(proto::Permission::Fund) => Some(Permission::Fund),
+        Ok(proto::Permission::ManageKeys) => Some(Permission::ManageKeys),
+        Ok(proto::Permission::Audit) => Some(Permission::Audit),
+        Ok(proto::Permission::Unspecified) | Err(_) => None,
+    }
+}
+
+fn permission(permission: Permission) -> proto::Permission {
+    match permission {
+        Permission::Authority => proto::Permission::Authority,
+        Permission::Read => proto::Permission::Read,
+        Permission::Provision => proto::Permission::Provision,
+        Permission::Loosen => proto::Permission::Loosen,
+        Permission::Fund => proto::Permission::Fund,
+        Permission::ManageKeys => proto::Permission::ManageKeys,
+        Permission::Audit => proto::Permission::Audit,
+    }
+}
+
+/// Words a key, without its secret.
+pub fn api_key(key: &StoredKey) -> proto::ApiKey {
+    proto::ApiKey {
+        key_id: key.id.to_string(),
+        tenant: key.tenant.as_ref().map_or_else(String::new, TenantId::to_string),
+        display_name: key.display_name.to_string(),
+        permissions: key.permissions.iter().map(|p| permission(p).into()).collect(),
+        subject_prefix: key
+            .subject_prefix
+            .as_ref()
+            .map_or_else(String::new, |prefix| prefix.as_str().to_owned()),
+        expire_time: key.expires_at.map(time),
+        create_time: Some(time(key.created_at)),
+        revoke_time: key.revoked_at.map(time),
+    }
+}
+
+/// Takes a key's id.
+pub fn key_id(text: &str) -> Result<KeyId, Status> {
+    let mut fields = Fields::default();
+    let id = fields.take("key_id", KeyId::parse(text));
+    fields.finish(id)
+}

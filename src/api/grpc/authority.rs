@@ -1,0 +1,195 @@
+//! `remit.v1.Authority`
+
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::api::auth::Caller;
+use crate::api::convert::{self, authority as words};
+use crate::api::fields::Fields;
+use crate::api::page::Page;
+use crate::api::status;
+use crate::domain::id::{BalanceNo, ReservationId};
+use crate::domain::permission::Permission;
+use crate::domain::query::{BalanceQuery, ReservationQuery};
+use crate::domain::refusal::Refusal;
+use crate::domain::request::{Command, RecordOf};
+use crate::domain::time::Timestamp;
+use crate::proto;
+use crate::proto::authority_server::Authority;
+
+#[tonic::async_trait]
+impl Authority for Services {
+    async fn decide(
+        &self,
+        request: Request<proto::DecideRequest>,
+    ) -> Result<Response<proto::DecideResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let decide = words::decide(request.into_inner(), caller.tenant())?;
+        caller.may_act_for(&decide.ask.subject)?;
+        let tenant = decide.ask.subject.tenant.clone();
+        let command = Command::Decide(Box::new(decide));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::decided(&tenant, &answer)))
+    }
+
+    async fn reserve(
+        &self,
+        request: Request<proto::ReserveRequest>,
+    ) -> Result<Response<proto::ReserveResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let reserve = words::reserve(request.into_inner(), caller.tenant())?;
+        caller.may_act_for(&reserve.ask.subject)?;
+        let tenant = reserve.ask.subject.tenant.clone();
+        let command = Command::Reserve(Box::new(reserve));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::reserved(&tenant, &answer)))
+    }
+
+    async fn commit(
+        &self,
+        request: Request<proto::CommitRequest>,
+    ) -> Result<Response<proto::CommitResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let message = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &message.tenant)?;
+        let command = Command::Commit(Box::new(words::commit(message)?));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::committed(&answer)))
+    }
+
+    async fn release(
+        &self,
+        request: Request<proto::ReleaseRequest>,
+    ) -> Result<Response<proto::ReleaseResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let message = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &message.tenant)?;
+        let command = Command::Release(Box::new(words::release(message)?));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::released(&answer)))
+    }
+
+    async fn extend(
+        &self,
+        request: Request<proto::ExtendRequest>,
+    ) -> Result<Response<proto::ExtendResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let message = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &message.tenant)?;
+        let command = Command::Extend(Box::new(words::extend(message)?));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::extended(&answer)))
+    }
+
+    async fn record(
+        &self,
+        request: Request<proto::RecordRequest>,
+    ) -> Result<Response<proto::RecordResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
+        let message = request.into_inner();
+        let named = message.tenant.clone();
+        let record = words::record(message, caller.tenant())?;
+        let tenant = match &record.of {
+            RecordOf::Action(of) => {
+                caller.may_act_for(&of.0)?;
+                of.0.tenant.clone()
+            }
+            RecordOf::Expired(_) => caller.tenant_of("tenant", &named)?,
+        };
+        let command = Command::Record(Box::new(record));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(words::recorded(&answer)))
+    }
+
+    async fn get_reservation(
+        &self,
+        request: Request<proto::GetReservationRequest>,
+    ) -> Result<Response<proto::GetReservationResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::GetReservationRequest {
+            reservation_id,
+            tenant,
+        } = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let id = fields.reservation(&reservation_id);
+        let id = fields.finish(id)?;
+        let found = self.engine.reservation(&tenant, id).await?;
+        let confined = caller.filters(None);
+        let reservation = found
+            .filter(|found| confined.iter().all(|filter| filter.matches(&found.subject)))
+            .ok_or_else(|| status::of_refusal(&Refusal::ReservationNotFound(id)))?;
+        Ok(Response::new(proto::GetReservationResponse {
+            reservation: Some(words::reservation(&reservation, self.engine.now())),
+        }))
+    }
+
+    async fn list_reservations(
+        &self,
+        request: Request<proto::ListReservationsRequest>,
+    ) -> Result<Response<proto::ListReservationsResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListReservationsRequest {
+            tenant,
+            state,
+            scope,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let question = format!("reservations\0{tenant}\0{state}\0{scope}");
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let before = page.after.as_deref().map(|place| {
+            let id = ReservationId::parse(place);
+            fields.take("page_token", id)
+        });
+        let query = ReservationQuery {
+            state: words::state_filter(&mut fields, state),
+            scope: caller.filters(words::scope_filter(&mut fields, &scope)),
+            before: before.flatten().map(|id| (Timestamp::default(), id)),
+            limit: page.fetch(),
+            now: self.engine.now(),
+        };
+        let query = fields.finish(Some(query))?;
+        let now = query.now;
+        let found = self.engine.reservations(&tenant, query).await?;
+        let (found, next_page_token) = page.cut(found, |last| last.id.to_string());
+        Ok(Response::new(proto::ListReservationsResponse {
+            reservations: found.iter().map(|r| words::reservation(r, now)).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn list_balances(
+        &self,
+        request: Request<proto::ListBalancesRequest>,
+    ) -> Result<Response<proto::ListBalancesResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListBalancesRequest {
+            tenant,
+            scope,
+            include_past,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let question = format!("balances\0{tenant}\0{scope}\0{include_past}");
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let query = BalanceQuery {
+            scope: caller.filters(words::scope_filter(&mut fields, &scope)),
+            include_past,
+            after: page.after.as_deref().and_then(|no| no.parse().ok()).map(BalanceNo),
+            limit: page.fetch(),
+            now: self.engine.now(),
+        };
+        let query = fields.finish(Some(query))?;
+        let found = self.engine.balances(&tenant, query).await?;
+        let (found, next_page_token) = page.cut(found, |(no, _)| no.to_string());
+        Ok(Response::new(proto::ListBalancesResponse {
+            balances: found.iter().map(|(_, view)| convert::balance(view)).collect(),
+            next_page_token,
+        }))
+    }
+}

@@ -1,0 +1,190 @@
+//! `remit.v1.Ledger`
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::api::auth::Caller;
+use crate::api::convert::ledger as words;
+use crate::api::fields::Fields;
+use crate::api::page::Page;
+use crate::api::status;
+use crate::domain::id::{Sequence, TenantId};
+use crate::domain::permission::Permission;
+use crate::domain::query::EntryQuery;
+use crate::domain::refusal::Refusal;
+use crate::engine::Engine;
+use crate::proto;
+use crate::proto::ledger_server::Ledger;
+
+/// Entries that a watcher is read at once.
+const WATCH_PAGE: i64 = 100;
+
+fn not_found(refusal: Refusal) -> Status {
+    status::of_refusal(&refusal)
+}
+
+impl Services {
+    /// The chain must exist.
+    async fn chain(&self, caller: &Caller, named: &str) -> Result<(TenantId, Sequence), Status> {
+        let tenant = caller.chain_of("tenant", named)?;
+        let last = self.engine.last_sequence(&tenant).await?;
+        let last = last.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
+        Ok((tenant, last))
+    }
+}
+
+#[tonic::async_trait]
+impl Ledger for Services {
+    async fn list_entries(
+        &self,
+        request: Request<proto::ListEntriesRequest>,
+    ) -> Result<Response<proto::ListEntriesResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
+        let mut message = request.into_inner();
+        let (page_size, page_token) = (message.page_size, std::mem::take(&mut message.page_token));
+        let (tenant, _) = self.chain(&caller, &message.tenant).await?;
+        message.page_size = 0;
+        message.tenant = tenant.to_string();
+        let question = format!("entries\0{message:?}");
+        let proto::ListEntriesRequest {
+            tenant: _,
+            kinds,
+            decision,
+            reservation_id,
+            start_time,
+            end_time,
+            descending,
+            page_size: _,
+            page_token: _,
+        } = message;
+        let mut fields = Fields::default();
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let reservation = match reservation_id.as_str() {
+            "" => None,
+            id => fields.reservation(id),
+        };
+        let query = EntryQuery {
+            kinds: words::kinds(&mut fields, &kinds),
+            decision: words::decision(&mut fields, decision),
+            reservation,
+            from: fields.time("start_time", start_time),
+            until: fields.time("end_time", end_time),
+            descending,
+            after: page.after.as_deref().and_then(|seq| seq.parse().ok()).map(Sequence),
+            limit: page.fetch(),
+        };
+        let query = fields.finish(Some(query))?;
+        let found = self.engine.entries(&tenant, query).await?;
+        let (found, next_page_token) = page.cut(found, |last| last.seq.to_string());
+        Ok(Response::new(proto::ListEntriesResponse {
+            entries: found.into_iter().map(|e| words::entry(&tenant, e)).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn get_entry(
+        &self,
+        request: Request<proto::GetEntryRequest>,
+    ) -> Result<Response<proto::GetEntryResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
+        let proto::GetEntryRequest { tenant, sequence } = request.into_inner();
+        let mut fields = Fields::default();
+        if sequence < 1 {
+            fields.bad("sequence", "1 or more");
+        }
+        let seq = fields.finish(Some(Sequence(sequence)))?;
+        let (tenant, _) = self.chain(&caller, &tenant).await?;
+        let found = self.engine.entry(&tenant, seq).await?;
+        let found = found.ok_or_else(|| not_found(Refusal::EntryNotFound))?;
+        Ok(Response::new(proto::GetEntryResponse {
+            entry: Some(words::entry(&tenant, found)),
+        }))
+    }
+
+    type WatchEntriesStream =
+        Pin<Box<dyn Stream<Item = Result<proto::WatchEntriesResponse, Status>> + Send>>;
+
+    async fn watch_entries(
+        &self,
+        request: Request<proto::WatchEntriesRequest>,
+    ) -> Result<Response<Self::WatchEntriesStream>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
+        let proto::WatchEntriesRequest {
+            tenant,
+            after_sequence,
+        } = request.into_inner();
+        let (tenant, last) = self.chain(&caller, &tenant).await?;
+        let mut fields = Fields::default();
+        if after_sequence.is_some_and(|after| after < 0) {
+            fields.bad("after_sequence", "0 or more");
+        }
+        let after = fields.finish(Some(after_sequence.map_or(last, Sequence)))?;
+        // A slow reader slows its own task down, nothing else.
+        let (sender, receiver) = mpsc::channel(usize::try_from(WATCH_PAGE).unwrap_or(1));
+        tokio::spawn(watch(self.engine.clone(), tenant, after, sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn verify_ledger(
+        &self,
+        request: Request<proto::VerifyLedgerRequest>,
+    ) -> Result<Response<proto::VerifyLedgerResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
+        let proto::VerifyLedgerRequest { tenant } = request.into_inner();
+        let tenant = caller.chain_of("tenant", &tenant)?;
+        let report = self.engine.verify(&tenant).await?;
+        Ok(Response::new(words::report(report)))
+    }
+}
+
+type Sender = mpsc::Sender<Result<proto::WatchEntriesResponse, Status>>;
+
+/// Sends entries until the reader goes or the server stops.
+async fn watch(engine: Engine, tenant: TenantId, mut after: Sequence, sender: Sender) {
+    let stopping = engine.stopping();
+    let mut written = engine.written();
+    loop {
+        let query = EntryQuery {
+            kinds: Vec::new(),
+            decision: None,
+            reservation: None,
+            from: None,
+            until: None,
+            descending: false,
+            after: Some(after),
+            limit: WATCH_PAGE,
+        };
+        let page = match engine.entries(&tenant, query).await {
+            Ok(page) => page,
+            Err(error) => {
+                // Nobody has to be reading any more.
+                let _ = sender.send(Err(error.into())).await;
+                return;
+            }
+        };
+        if page.is_empty() {
+            tokio::select! {
+                () = written.wait(&tenant, after) => continue,
+                () = sender.closed() => return,
+                () = stopping.cancelled() => {
+                    let _ = sender.send(Err(status::stopping())).await;
+                    return;
+                }
+            }
+        }
+        for entry in page {
+            after = entry.seq;
+            let message = proto::WatchEntriesResponse {
+                entry: Some(words::entry(&tenant, entry)),
+            };
+            if sender.send(Ok(message)).await.is_err() {
+                return;
+            }
+        }
+    }
+}

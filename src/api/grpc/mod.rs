@@ -1,0 +1,20 @@
+//! The services: authenticate, convert, one engine call, convert back.
+
+mod authority;
+mod ledger;
+mod provisioning;
+
+use crate::engine::Engine;
+
+/// Serves all of `remit.v1` on one engine.
+#[derive(Debug, Clone)]
+pub struct Services {
+    engine: Engine,
+}
+
+impl Services {
+    /// On an engine.
+    pub fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+}

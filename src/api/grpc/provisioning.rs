@@ -1,0 +1,263 @@
+//! `remit.v1.Provisioning`
+
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::api::auth::Caller;
+use crate::api::convert::{self, provisioning as words};
+use crate::api::fields::Fields;
+use crate::api::page::Page;
+use crate::api::status;
+use crate::domain::id::{BudgetNo, KeyId, TenantId};
+use crate::domain::key::{KeyText, NewKey};
+use crate::domain::permission::Permission;
+use crate::domain::refusal::Refusal;
+use crate::domain::request::Command;
+use crate::domain::time::Timestamp;
+use crate::engine;
+use crate::proto;
+use crate::proto::provisioning_server::Provisioning;
+
+fn not_found(refusal: Refusal) -> Status {
+    status::of_refusal(&refusal)
+}
+
+#[tonic::async_trait]
+impl Provisioning for Services {
+    async fn provision(
+        &self,
+        request: Request<proto::ProvisionRequest>,
+    ) -> Result<Response<proto::ProvisionResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Provision).await?;
+        let asked = words::provision(request.into_inner())?;
+        let tenants = asked.document.tenants_touched();
+        for tenant in tenants.map_err(|_| not_found(Refusal::TenantNotFound))? {
+            caller.may_see(&tenant)?;
+        }
+        let may_loosen = caller.permissions().contains(Permission::Loosen);
+        let provisioning = engine::Provisioning {
+            document: asked.document,
+            key: asked.key,
+            pinned_to: caller.chain(),
+            may_loosen,
+            validate_only: asked.validate_only,
+        };
+        let provisioned = self.engine.provision(&provisioning, &caller.call()).await?;
+        Ok(Response::new(words::provisioned(provisioned)))
+    }
+
+    async fn fund_budget(
+        &self,
+        request: Request<proto::FundBudgetRequest>,
+    ) -> Result<Response<proto::FundBudgetResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Fund).await?;
+        let fund = words::fund(request.into_inner())?;
+        let tenant = fund.funding.scope.tenant();
+        let tenant = tenant.map_err(|_| not_found(Refusal::TenantNotFound))?;
+        caller.may_see(&tenant)?;
+        let command = Command::Fund(Box::new(fund));
+        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        Ok(Response::new(proto::FundBudgetResponse {
+            balance: answer.balances.first().map(convert::balance),
+            replayed: answer.replayed,
+            ledger_sequence: answer.seq.map_or(0, |seq| seq.0),
+        }))
+    }
+
+    async fn get_budget(
+        &self,
+        request: Request<proto::GetBudgetRequest>,
+    ) -> Result<Response<proto::GetBudgetResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::GetBudgetRequest {
+            scope,
+            unit,
+            period,
+        } = request.into_inner();
+        let key = words::named_budget(&scope, unit, period)?;
+        let missing = || {
+            not_found(Refusal::BudgetNotFound {
+                scope: key.scope.clone(),
+                unit: key.unit,
+                period: key.period,
+            })
+        };
+        let tenant = key.scope.tenant().map_err(|_| missing())?;
+        // Another tenant's budget is one that does not exist.
+        caller.may_see(&tenant).map_err(|_| missing())?;
+        let confined = caller.confinement();
+        if confined.is_some_and(|prefix| !prefix.matches_scope(&key.scope)) {
+            return Err(missing());
+        }
+        let found = self.engine.budget(&tenant, &key.scope, key.unit, key.period);
+        let budget = found.await?.ok_or_else(missing)?;
+        Ok(Response::new(proto::GetBudgetResponse {
+            budget: Some(words::budget(&budget)),
+        }))
+    }
+
+    async fn list_budgets(
+        &self,
+        request: Request<proto::ListBudgetsRequest>,
+    ) -> Result<Response<proto::ListBudgetsResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListBudgetsRequest {
+            tenant,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let page = Page::parse(&mut fields, page_size, &page_token, &format!("budgets\0{tenant}"));
+        let page = fields.finish(Some(page))?;
+        let after = page.after.as_deref().and_then(|no| no.parse().ok()).map(BudgetNo);
+        let found = self.engine.budgets(&tenant, after, page.fetch()).await?;
+        let (mut found, next_page_token) = page.cut(found, |last| last.no.to_string());
+        if let Some(prefix) = caller.confinement() {
+            found.retain(|budget| prefix.matches_scope(&budget.scope));
+        }
+        Ok(Response::new(proto::ListBudgetsResponse {
+            budgets: found.iter().map(words::budget).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn get_tenant(
+        &self,
+        request: Request<proto::GetTenantRequest>,
+    ) -> Result<Response<proto::GetTenantResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::GetTenantRequest { tenant } = request.into_inner();
+        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let found = self.engine.tenant(&tenant).await?;
+        let found = found.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
+        Ok(Response::new(proto::GetTenantResponse {
+            tenant: Some(words::tenant(&found)),
+        }))
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<proto::ListTenantsRequest>,
+    ) -> Result<Response<proto::ListTenantsResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListTenantsRequest {
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let mut fields = Fields::default();
+        let page = Page::parse(&mut fields, page_size, &page_token, "tenants");
+        let page = fields.finish(Some(page))?;
+        let found = match caller.tenant() {
+            Some(own) => self.engine.tenant(own).await?.into_iter().collect(),
+            None => {
+                let after = page.after.as_deref().and_then(|t| TenantId::parse(t).ok());
+                self.engine.tenants(after, page.fetch()).await?
+            }
+        };
+        let (found, next_page_token) = page.cut(found, |last| last.id.to_string());
+        Ok(Response::new(proto::ListTenantsResponse {
+            tenants: found.iter().map(words::tenant).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn create_api_key(
+        &self,
+        request: Request<proto::CreateApiKeyRequest>,
+    ) -> Result<Response<proto::CreateApiKeyResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
+        let message = request.into_inner();
+        let named = message.api_key.as_ref().map_or("", |key| &key.tenant).to_owned();
+        let asked = words::create_api_key(message, self.engine.now())?;
+        let tenant = match (named.as_str(), caller.tenant()) {
+            // An operator may make another operator's key.
+            ("", None) => None,
+            (named, _) => Some(caller.tenant_of("api_key.tenant", named)?),
+        };
+        if !asked.permissions.is_subset(caller.permissions()) {
+            return Err(status::denied(
+                "PERMISSION_MISSING",
+                "a key can only be given permissions that its maker has",
+                &[],
+            ));
+        }
+        if let Some(tenant) = &tenant
+            && self.engine.tenant(tenant).await?.is_none()
+        {
+            return Err(not_found(Refusal::TenantNotFound));
+        }
+        let text = random_key()?;
+        let new = NewKey {
+            id: text.id().clone(),
+            tenant,
+            display_name: asked.display_name,
+            permissions: asked.permissions,
+            subject_prefix: asked.subject_prefix,
+            secret_sha256: text.secret_sha256(),
+            expires_at: asked.expires_at,
+        };
+        let key = Some(&asked.idempotency_key);
+        let created = self.engine.create_key(&new, key, &caller.call()).await;
+        let (key, replayed) = created?;
+        Ok(Response::new(proto::CreateApiKeyResponse {
+            api_key: Some(words::api_key(&key)),
+            secret: if replayed { String::new() } else { text.expose() },
+            replayed,
+        }))
+    }
+
+    async fn list_api_keys(
+        &self,
+        request: Request<proto::ListApiKeysRequest>,
+    ) -> Result<Response<proto::ListApiKeysResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
+        let proto::ListApiKeysRequest {
+            tenant,
+            page_size,
+            page_token,
+        } = request.into_inner();
+        let tenant = match (tenant.as_str(), caller.tenant()) {
+            ("", None) => TenantId::system(),
+            (named, _) => caller.chain_of("tenant", named)?,
+        };
+        let mut fields = Fields::default();
+        let page = Page::parse(&mut fields, page_size, &page_token, &format!("keys\0{tenant}"));
+        let page = fields.finish(Some(page))?;
+        let after = page.after.as_deref().and_then(|place| {
+            let (at, id) = place.split_once(' ')?;
+            let at = Timestamp::from_micros(at.parse().ok()?);
+            Some((at, KeyId::parse(id).ok()?))
+        });
+        let found = self.engine.keys(&tenant, after, page.fetch()).await?;
+        let (found, next_page_token) = page.cut(found, |last| {
+            format!("{} {}", last.created_at.as_micros(), last.id)
+        });
+        Ok(Response::new(proto::ListApiKeysResponse {
+            api_keys: found.iter().map(words::api_key).collect(),
+            next_page_token,
+        }))
+    }
+
+    async fn revoke_api_key(
+        &self,
+        request: Request<proto::RevokeApiKeyRequest>,
+    ) -> Result<Response<proto::RevokeApiKeyResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
+        let proto::RevokeApiKeyRequest { key_id } = request.into_inner();
+        let id = words::key_id(&key_id)?;
+        let call = caller.call();
+        let revoked = self.engine.revoke_key(caller.tenant(), &id, &call).await?;
+        Ok(Response::new(proto::RevokeApiKeyResponse {
+            api_key: Some(words::api_key(&revoked)),
+        }))
+    }
+}
+
+/// A key from the machine's randomness.
+pub fn random_key() -> Result<KeyText, Status> {
+    let (mut id, mut secret) = ([0; 10], [0; 32]);
+    let filled = getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut secret));
+    filled.map_err(|_| Status::from(crate::engine::EngineError::Internal))?;
+    Ok(KeyText::from_random(id, secret))
+}
