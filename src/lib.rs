@@ -7,9 +7,11 @@
 //! gets the answer. `docs/architecture.md` tells it file by file.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 

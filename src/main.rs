@@ -1,1 +1,7 @@
-fn main(){}
+//! `remit`: see [`remit::cli`].
+
+#![forbid(unsafe_code)]
+
+fn main() -> std::process::ExitCode {
+    remit::cli::main()
+}

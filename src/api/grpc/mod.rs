@@ -4,6 +4,8 @@ mod authority;
 mod ledger;
 mod provisioning;
 
+pub use provisioning::random_key;
+
 use crate::engine::Engine;
 
 /// Serves all of `remit.v1` on one engine.

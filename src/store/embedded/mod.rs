@@ -169,6 +169,11 @@ pub fn default_data_dir() -> PathBuf {
 
 /// A URL that libpq and sqlx read alike. Port and TLS are named because both would
 /// otherwise take them from `PGPORT` and `PGSSLMODE`.
+/// URL for the cluster's owner at a socket, for tools that find a server running.
+pub fn owner_url_at(socket_dir: &Path) -> String {
+    url(OWNER, socket_dir)
+}
+
 fn url(role: &str, socket_dir: &Path) -> String {
     let mut host = String::new();
     for &byte in socket_dir.as_os_str().as_bytes() {

@@ -1,0 +1,345 @@
+//! The commands of `remit`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+use crate::config::{
+    ClientArgs, ClientConfig, ConfigErrors, Database, DatabaseArgs, LogArgs, ServeArgs, Target,
+    both,
+};
+use crate::domain::id::TenantId;
+use crate::proto;
+use crate::proto::provisioning_client::ProvisioningClient;
+use crate::server::{self, Opened};
+use crate::store::Store;
+use crate::store::embedded::{default_data_dir, owner_url_at, running_socket_dir};
+use crate::telemetry;
+
+/// A mistake in flags or variables (`EX_USAGE` of sysexits).
+const EXIT_USAGE: u8 = 64;
+
+/// Decides, before it happens, whether an agent's action may happen now.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Starts the server. Without --database-url it runs its own PostgreSQL in --data-dir.
+    Serve(Box<ServeArgs>),
+    /// Brings a database to the schema that this version needs. Safe to run again.
+    Migrate(MigrateArgs),
+    /// Applies a file of tenants and budgets to a running server: all of it, or nothing.
+    Provision(ProvisionArgs),
+    /// Recomputes every ledger's hash chain and balances, and names the first difference.
+    ///
+    /// Exits with 1 when something differs. Reads the database itself, so that it needs no
+    /// trust in the server.
+    Verify(VerifyArgs),
+    /// Asks a server whether it is ready. Exits with 0 when it is, else with 1.
+    Healthcheck(HealthcheckArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct MigrateArgs {
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ProvisionArgs {
+    /// The document: YAML (or JSON) with the fields of remit.v1.ProvisionRequest.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// Only print what would change.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct VerifyArgs {
+    /// Only this tenant's ledger. Default: every one, and the operators' own (_remit).
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct HealthcheckArgs {
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            if let Some(errors) = error.downcast_ref::<ConfigErrors>() {
+                eprintln!("{errors}");
+                return ExitCode::from(EXIT_USAGE);
+            }
+            eprintln!("remit: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    match command {
+        Command::Serve(args) => {
+            let config = args.resolve()?;
+            telemetry::init(&config.log)?;
+            let served = runtime.block_on(async {
+                let signals = Signals::listen()?;
+                server::serve(config, signals.first_then_exit()).await
+            });
+            served.map(|()| ExitCode::SUCCESS)
+        }
+        Command::Migrate(args) => {
+            let (database, log) = both(args.database.resolve(), args.log.resolve())?;
+            telemetry::init(&log)?;
+            runtime.block_on(migrate(&database))
+        }
+        Command::Provision(args) => {
+            let client = args.client.resolve()?;
+            runtime.block_on(provision(&args.file, args.dry_run, client))
+        }
+        Command::Verify(args) => {
+            let (database, log) = both(args.database.resolve(), args.log.resolve())?;
+            telemetry::init(&log)?;
+            runtime.block_on(verify(&database, args.tenant.as_deref()))
+        }
+        Command::Healthcheck(args) => {
+            let client = args.client.resolve()?;
+            runtime.block_on(healthcheck(client))
+        }
+    }
+}
+
+/// The signals that ask a server to stop.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Returns at the first signal; the second one ends the process at once.
+    async fn first_then_exit(mut self) {
+        self.next().await;
+        tokio::spawn(async move {
+            self.next().await;
+            eprintln!("remit: second signal: ending at once");
+            std::process::exit(130);
+        });
+    }
+}
+
+async fn migrate(database: &Database) -> anyhow::Result<ExitCode> {
+    let opened = Opened::open(database).await?;
+    let migrated = opened.migrate().await;
+    opened.close().await?;
+    match migrated?.as_slice() {
+        [] => println!("the schema is up to date"),
+        applied => println!("applied migrations: {applied:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn verify(database: &Database, tenant: Option<&str>) -> anyhow::Result<ExitCode> {
+    let running = match database {
+        Database::Embedded { data_dir, .. } => {
+            running_socket_dir(&data_dir.clone().unwrap_or_else(default_data_dir))
+        }
+        Database::Url(_) => None,
+    };
+    if let Some(socket_dir) = running {
+        return verify_at(&owner_url_at(&socket_dir), tenant).await;
+    }
+    let opened = Opened::open(database).await?;
+    let verified = verify_at(&opened.owner_url, tenant).await;
+    opened.close().await?;
+    verified
+}
+
+async fn verify_at(url: &str, tenant: Option<&str>) -> anyhow::Result<ExitCode> {
+    let store = Store::new(url, 1)?;
+    let chains = match tenant {
+        Some(name) => vec![TenantId::from_stored(name).context("--tenant")?],
+        None => store.chains().await?,
+    };
+    let mut intact = true;
+    for chain in chains {
+        let report = store
+            .verify(&chain)
+            .await?
+            .with_context(|| format!("no such tenant: {chain}"))?;
+        match report.problem {
+            None => println!(
+                "{chain}: intact, {} entries, last hash {}",
+                report.entries,
+                hex::encode(report.last.hash.0)
+            ),
+            Some(problem) => {
+                intact = false;
+                match problem.seq {
+                    Some(seq) => println!("{chain}: BROKEN at entry {seq}: {}", problem.text),
+                    None => println!("{chain}: BROKEN: {}", problem.text),
+                }
+            }
+        }
+    }
+    store.close().await;
+    Ok(if intact {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn connect(client: &ClientConfig) -> anyhow::Result<Channel> {
+    let channel = match &client.target {
+        Target::Unix(path) => {
+            let path = path.clone();
+            // The address is only a name here: the connector goes to the socket.
+            Endpoint::from_static("http://localhost")
+                .connect_with_connector(tower::service_fn(move |_| {
+                    let path = path.clone();
+                    async move {
+                        let stream = tokio::net::UnixStream::connect(path).await?;
+                        Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+                    }
+                }))
+                .await
+        }
+        Target::Tcp(uri) => {
+            let mut endpoint = Endpoint::from(uri.clone());
+            if client.target.is_tls() {
+                let mut tls = ClientTlsConfig::new().with_enabled_roots();
+                if let Some(path) = &client.ca_cert {
+                    let pem = std::fs::read(path)
+                        .with_context(|| format!("reading {}", path.display()))?;
+                    tls = tls.ca_certificate(Certificate::from_pem(pem));
+                }
+                endpoint = endpoint.tls_config(tls)?;
+            }
+            endpoint.connect().await
+        }
+    };
+    channel.context("connecting to the server: is it running, and is --target right?")
+}
+
+async fn provision(
+    file: &std::path::Path,
+    dry_run: bool,
+    client: ClientConfig,
+) -> anyhow::Result<ExitCode> {
+    let text = std::fs::read_to_string(file)
+        .with_context(|| format!("reading {}", file.display()))?;
+    let mut document: proto::ProvisionRequest = serde_saphyr::from_str(&text)
+        .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    document.validate_only |= dry_run;
+    if document.idempotency_key.is_empty() {
+        document.idempotency_key = uuid::Uuid::now_v7().to_string();
+    }
+    let mut request = tonic::Request::new(document);
+    let key = client
+        .api_key
+        .as_ref()
+        .context("an operator's key is needed: --key-file, or REMIT_API_KEY")?;
+    let bearer: MetadataValue<_> = format!("Bearer {}", key.expose())
+        .parse()
+        .context("the API key is no header value")?;
+    request.metadata_mut().insert("authorization", bearer);
+    let channel = connect(&client).await?;
+    let answer = ProvisioningClient::new(channel).provision(request).await;
+    let answer = answer
+        .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?
+        .into_inner();
+    print_plan(&answer);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print_plan(answer: &proto::ProvisionResponse) {
+    for change in &answer.changes {
+        let mark = match change.kind() {
+            proto::ChangeKind::Created => '+',
+            proto::ChangeKind::Changed => '~',
+            proto::ChangeKind::Removed => '-',
+            proto::ChangeKind::Unchanged | proto::ChangeKind::Unspecified => '=',
+        };
+        println!("{mark} {}", change.target);
+        for detail in &change.details {
+            println!("    {detail}");
+        }
+    }
+    let count = |kind| answer.changes.iter().filter(|c| c.kind() == kind).count();
+    println!(
+        "{}: {} created, {} changed, {} removed, {} unchanged",
+        if answer.applied { "applied" } else { "plan" },
+        count(proto::ChangeKind::Created),
+        count(proto::ChangeKind::Changed),
+        count(proto::ChangeKind::Removed),
+        count(proto::ChangeKind::Unchanged),
+    );
+}
+
+async fn healthcheck(client: ClientConfig) -> anyhow::Result<ExitCode> {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+    let check = async {
+        let channel = connect(&client).await?;
+        let request = HealthCheckRequest {
+            service: String::new(),
+        };
+        let answer = HealthClient::new(channel).check(request).await;
+        let answer =
+            answer.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
+        anyhow::Ok(answer.into_inner().status())
+    };
+    let status = tokio::time::timeout(std::time::Duration::from_secs(3), check)
+        .await
+        .context("no answer within 3 s")??;
+    println!("{}", status.as_str_name());
+    Ok(if status == ServingStatus::Serving {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
