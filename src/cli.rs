@@ -269,8 +269,8 @@ async fn provision(
     dry_run: bool,
     client: ClientConfig,
 ) -> anyhow::Result<ExitCode> {
-    let text = std::fs::read_to_string(file)
-        .with_context(|| format!("reading {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let mut document: proto::ProvisionRequest = serde_saphyr::from_str(&text)
         .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
     document.validate_only |= dry_run;
@@ -329,8 +329,8 @@ async fn healthcheck(client: ClientConfig) -> anyhow::Result<ExitCode> {
             service: String::new(),
         };
         let answer = HealthClient::new(channel).check(request).await;
-        let answer =
-            answer.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
+        let answer = answer
+            .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
         anyhow::Ok(answer.into_inner().status())
     };
     let status = tokio::time::timeout(std::time::Duration::from_secs(3), check)

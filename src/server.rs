@@ -127,10 +127,7 @@ impl Opened {
 }
 
 /// Serves until `shutdown` is done, then stops in order.
-pub async fn serve(
-    config: ServeConfig,
-    shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+pub async fn serve(config: ServeConfig, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     let opened = Opened::open(&config.database).await?;
     let served = serve_on(&config, &opened, shutdown).await;
     let closed = opened.close().await;
@@ -221,7 +218,10 @@ async fn listen(
     engine.begin_stop();
     stop.cancel();
     let drained = async { while servers.join_next().await.is_some() {} };
-    if tokio::time::timeout(config.drain.timeout, drained).await.is_err() {
+    if tokio::time::timeout(config.drain.timeout, drained)
+        .await
+        .is_err()
+    {
         tracing::warn!("requests in work were cut off at the end of the drain time");
         servers.abort_all();
     }
@@ -232,7 +232,10 @@ async fn listen(
     Ok(())
 }
 
-fn builder(limits: &Limits, layer: EdgeLayer) -> Server<tower::layer::util::Stack<EdgeLayer, tower::layer::util::Identity>> {
+fn builder(
+    limits: &Limits,
+    layer: EdgeLayer,
+) -> Server<tower::layer::util::Stack<EdgeLayer, tower::layer::util::Identity>> {
     Server::builder()
         .max_concurrent_streams(limits.max_streams_per_connection)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
@@ -244,7 +247,9 @@ fn builder(limits: &Limits, layer: EdgeLayer) -> Server<tower::layer::util::Stac
 fn routes(
     config: &ServeConfig,
     engine: &Engine,
-    health: tonic_health::pb::health_server::HealthServer<impl tonic_health::pb::health_server::Health>,
+    health: tonic_health::pb::health_server::HealthServer<
+        impl tonic_health::pb::health_server::Health,
+    >,
 ) -> anyhow::Result<Routes> {
     let services = Services::new(engine.clone());
     let message = config.limits.max_message_bytes;
@@ -269,9 +274,8 @@ fn routes(
 }
 
 fn tls_config(files: &TlsFiles) -> anyhow::Result<ServerTlsConfig> {
-    let read = |path: &Path| {
-        std::fs::read(path).with_context(|| format!("reading {}", path.display()))
-    };
+    let read =
+        |path: &Path| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
     let identity = Identity::from_pem(read(&files.cert)?, read(&files.key)?);
     let mut tls = ServerTlsConfig::new().identity(identity);
     if let Some(ca) = &files.client_ca {

@@ -108,7 +108,10 @@ mod tests {
         let one = digest(&arguments(r#"{"b": 1.0, "a": [true, null, "x"]}"#));
         let other = digest(&arguments(r#"{"a":[true,null,"x"],"b":1}"#));
         assert_eq!(one, other);
-        assert_eq!(one.expect("a digest"), Digest::of(br#"{"a":[true,null,"x"],"b":1}"#));
+        assert_eq!(
+            one.expect("a digest"),
+            Digest::of(br#"{"a":[true,null,"x"],"b":1}"#)
+        );
         assert_ne!(other, digest(&arguments(r#"{"a":[true,null,"x"],"b":2}"#)));
     }
 

@@ -104,7 +104,10 @@ mod tests {
         let first = page("", "acme").expect("a page");
         let (items, token) = first.cut(vec![1, 2, 3], |last| last.to_string());
         assert_eq!(items, [1, 2]);
-        assert_eq!(page(&token, "acme").expect("a page").after.as_deref(), Some("2"));
+        assert_eq!(
+            page(&token, "acme").expect("a page").after.as_deref(),
+            Some("2")
+        );
         assert!(page(&token, "other").is_err());
         assert!(page("zz", "acme").is_err());
         assert!(page(&format!("{token}00"), "acme").is_err());
@@ -112,7 +115,9 @@ mod tests {
 
     #[test]
     fn the_last_page_has_no_token() {
-        let (items, token) = page("", "q").expect("a page").cut(vec![1, 2], i32::to_string);
+        let (items, token) = page("", "q")
+            .expect("a page")
+            .cut(vec![1, 2], i32::to_string);
         assert_eq!((items.len(), token.as_str()), (2, ""));
     }
 }

@@ -51,9 +51,15 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
         None => Vec::new(),
     };
     let message = named.join("; ");
-    status(Code::InvalidArgument, "INVALID_REQUEST", message, &metadata, |details| {
-        details.set_bad_request(fields);
-    })
+    status(
+        Code::InvalidArgument,
+        "INVALID_REQUEST",
+        message,
+        &metadata,
+        |details| {
+            details.set_bad_request(fields);
+        },
+    )
 }
 
 /// UNAUTHENTICATED. The same for a key that is unknown, wrong, expired or
@@ -69,7 +75,11 @@ pub fn denied(reason: &str, message: impl Into<String>, metadata: &[(&str, Strin
 
 /// What a wait that is cut by a stop ends with.
 pub fn stopping() -> Status {
-    unavailable("SERVER_STOPPING", "the server is stopping", Duration::from_secs(1))
+    unavailable(
+        "SERVER_STOPPING",
+        "the server is stopping",
+        Duration::from_secs(1),
+    )
 }
 
 fn unavailable(reason: &str, message: &str, retry_after: Duration) -> Status {
@@ -125,15 +135,27 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
     let not_found = |reason| status(Code::NotFound, reason, message.clone(), &[], plain);
     let argument = |reason, field: &str, metadata: &[(&str, String)]| {
         let violation = FieldViolation::new(field, message.clone());
-        status(Code::InvalidArgument, reason, message.clone(), metadata, |details| {
-            details.set_bad_request(vec![violation]);
-        })
+        status(
+            Code::InvalidArgument,
+            reason,
+            message.clone(),
+            metadata,
+            |details| {
+                details.set_bad_request(vec![violation]);
+            },
+        )
     };
     let precondition = |reason: &str, subject: String, metadata: &[(&str, String)]| {
         let violation = PreconditionViolation::new(reason, subject, message.clone());
-        status(Code::FailedPrecondition, reason, message.clone(), metadata, |details| {
-            details.set_precondition_failure(vec![violation]);
-        })
+        status(
+            Code::FailedPrecondition,
+            reason,
+            message.clone(),
+            metadata,
+            |details| {
+                details.set_precondition_failure(vec![violation]);
+            },
+        )
     };
     match refusal {
         Refusal::TenantNotFound => not_found("TENANT_NOT_FOUND"),
@@ -192,9 +214,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         ),
         Refusal::BudgetClosed => precondition("BUDGET_CLOSED", "budget".to_owned(), &[]),
         Refusal::BudgetUnlimited => precondition("BUDGET_UNLIMITED", "budget".to_owned(), &[]),
-        Refusal::TooManyCredits(_) => {
-            precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[])
-        }
+        Refusal::TooManyCredits(_) => precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[]),
         Refusal::InsufficientRemaining { asked, remaining } => precondition(
             "INSUFFICIENT_REMAINING",
             "balance".to_owned(),

@@ -271,7 +271,9 @@ impl Balance {
     /// Keeps track of a credit that is part of what was granted.
     pub fn add_credit(&mut self, credit: Credit) -> Result<(), Malformed> {
         if self.credits.len() >= CREDITS_MAX {
-            return Err(Malformed::new(format!("at most {CREDITS_MAX} expiring credits")));
+            return Err(Malformed::new(format!(
+                "at most {CREDITS_MAX} expiring credits"
+            )));
         }
         let at = self
             .credits
@@ -306,7 +308,9 @@ impl Balance {
 
         let allocated = self.allocated(limit)?;
         let without_holds = Amount::clamp(
-            i128::from(allocated.get()) - i128::from(self.spent.get()) - i128::from(self.debt.get()),
+            i128::from(allocated.get())
+                - i128::from(self.spent.get())
+                - i128::from(self.debt.get()),
         );
         let at = if asked <= without_holds {
             self.next_lapse
@@ -314,7 +318,9 @@ impl Balance {
             let Limit::Allocation(renewed) = limit else {
                 return None;
             };
-            let renews = asked.checked_add(self.debt).is_some_and(|need| need <= renewed);
+            let renews = asked
+                .checked_add(self.debt)
+                .is_some_and(|need| need <= renewed);
             if !renews {
                 return None;
             }
@@ -341,7 +347,9 @@ impl Balance {
             };
         };
         // A new time zone can put the window's start before the last one's end.
-        window.start = window.start.max(previous.window.end.unwrap_or(window.start));
+        window.start = window
+            .start
+            .max(previous.window.end.unwrap_or(window.start));
         let mut balance = Self::new(no, budget.no, scope, window);
         let mut closed = previous.clone();
         balance.debt = closed.debt;

@@ -42,7 +42,12 @@ pub(super) enum Since {
 impl Line {
     /// Whether keeping it appends an entry of its own.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self.since, Since::Stored { lapsed: Amount::ZERO })
+        !matches!(
+            self.since,
+            Since::Stored {
+                lapsed: Amount::ZERO
+            }
+        )
     }
 
     fn view(&self) -> BalanceView {
@@ -81,9 +86,12 @@ impl TenantState {
     ) -> Line {
         let last = self.last_balance(&(budget.no, scope.clone()));
         let (mut balance, since) = match last {
-            Some(balance) if !balance.window.is_over(now) => {
-                (balance.clone(), Since::Stored { lapsed: Amount::ZERO })
-            }
+            Some(balance) if !balance.window.is_over(now) => (
+                balance.clone(),
+                Since::Stored {
+                    lapsed: Amount::ZERO,
+                },
+            ),
             previous => {
                 let no = *next;
                 next.0 += 1;
@@ -140,7 +148,8 @@ impl TenantState {
                 body.movements = vec![Movement::between(&nothing, balance, limit)];
                 if let Some(previous) = previous {
                     if let Some(before) = self.balance(previous.no) {
-                        body.movements.push(Movement::between(before, previous, limit));
+                        body.movements
+                            .push(Movement::between(before, previous, limit));
                     }
                     self.put_balance((**previous).clone());
                 }
@@ -340,12 +349,7 @@ impl TenantState {
     }
 
     /// Keeps balances with holds on them, and says in the entry what moved.
-    pub(super) fn keep_holds(
-        &mut self,
-        held: &[Line],
-        body: &mut Body,
-        now: Timestamp,
-    ) -> Tranche {
+    pub(super) fn keep_holds(&mut self, held: &[Line], body: &mut Body, now: Timestamp) -> Tranche {
         let mut tranche = Tranche {
             amounts: Amounts::NONE,
             holds: Vec::with_capacity(held.len()),
@@ -365,10 +369,9 @@ impl TenantState {
             body.movements
                 .push(Movement::between(&before, &line.balance, limit));
             self.put_balance(line.balance.clone());
-            tranche.amounts.set(
-                line.budget.unit,
-                amount.saturating_sub(before.reserved),
-            );
+            tranche
+                .amounts
+                .set(line.budget.unit, amount.saturating_sub(before.reserved));
             tranche.holds.push(Hold(line.balance.no, line.budget.unit));
         }
         tranche

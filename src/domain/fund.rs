@@ -81,7 +81,9 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
                     left: amount,
                     expires_at,
                 };
-                balance.add_credit(credit).map_err(Refusal::TooManyCredits)?;
+                balance
+                    .add_credit(credit)
+                    .map_err(Refusal::TooManyCredits)?;
             }
         }
         FundOperation::Debit => {

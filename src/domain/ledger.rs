@@ -16,9 +16,7 @@ use super::budget::{Balance, Budget, Limit, Terms, named};
 use super::id::{BalanceNo, BudgetNo, IdempotencyKey, KeyId, ReservationId, Sequence, TenantId};
 use super::period::Period;
 use super::refusal::Reason;
-use super::request::{
-    Action, Context, Digest, Funding, Metadata, Metrics, Origin, OveragePolicy,
-};
+use super::request::{Action, Context, Digest, Funding, Metadata, Metrics, Origin, OveragePolicy};
 use super::scope::{Scope, Subject};
 use super::tenant::Settings;
 use super::time::Timestamp;
@@ -466,7 +464,10 @@ impl Request {
             (self.ttl_us != other.ttl_us, "ttl"),
             (self.grace_us != other.grace_us, "grace"),
             (self.extend_by_us != other.extend_by_us, "extend_by"),
-            (self.overage_policy != other.overage_policy, "overage_policy"),
+            (
+                self.overage_policy != other.overage_policy,
+                "overage_policy",
+            ),
             (self.reason != other.reason, "reason"),
             (self.metrics != other.metrics, "metrics"),
             (self.metadata != other.metadata, "metadata"),

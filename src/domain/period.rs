@@ -114,9 +114,9 @@ impl Calendar {
         if period == Period::Total {
             return Err(Malformed::new("empty for a budget without a period"));
         }
-        let zone = jiff::tz::db().get(zone_name).map_err(|_| {
-            Malformed::new("an IANA time zone, for example Europe/Berlin")
-        })?;
+        let zone = jiff::tz::db()
+            .get(zone_name)
+            .map_err(|_| Malformed::new("an IANA time zone, for example Europe/Berlin"))?;
         Ok(Self {
             period,
             zone_name: zone_name.into(),
@@ -163,10 +163,16 @@ impl Calendar {
         });
         // Only the last year of the calendar has no next day: then the window
         // stays open, which renews nothing.
-        bounds.map_or(Window { start: now, end: None }, |(start, end)| Window {
-            start: from_zoned(&start),
-            end: Some(from_zoned(&end)),
-        })
+        bounds.map_or(
+            Window {
+                start: now,
+                end: None,
+            },
+            |(start, end)| Window {
+                start: from_zoned(&start),
+                end: Some(from_zoned(&end)),
+            },
+        )
     }
 
     /// Hours are counted on the zone's own clock, so that zones with offsets of
@@ -239,15 +245,57 @@ mod tests {
     #[test]
     fn windows_follow_the_calendar_of_their_zone() {
         for (period, zone, now, start, end) in [
-            (Period::Hourly, "UTC", "2026-03-01T10:20:30Z", "2026-03-01T10:00:00", "2026-03-01T11:00:00"),
-            (Period::Hourly, "Asia/Kolkata", "2026-03-01T10:20:30Z", "2026-03-01T09:30:00", "2026-03-01T10:30:00"),
-            (Period::Daily, "Europe/Berlin", "2026-07-01T22:30:00Z", "2026-07-01T22:00:00", "2026-07-02T22:00:00"),
+            (
+                Period::Hourly,
+                "UTC",
+                "2026-03-01T10:20:30Z",
+                "2026-03-01T10:00:00",
+                "2026-03-01T11:00:00",
+            ),
+            (
+                Period::Hourly,
+                "Asia/Kolkata",
+                "2026-03-01T10:20:30Z",
+                "2026-03-01T09:30:00",
+                "2026-03-01T10:30:00",
+            ),
+            (
+                Period::Daily,
+                "Europe/Berlin",
+                "2026-07-01T22:30:00Z",
+                "2026-07-01T22:00:00",
+                "2026-07-02T22:00:00",
+            ),
             // Clocks go forward: this day has 23 hours.
-            (Period::Daily, "Europe/Berlin", "2026-03-29T12:00:00Z", "2026-03-28T23:00:00", "2026-03-29T22:00:00"),
+            (
+                Period::Daily,
+                "Europe/Berlin",
+                "2026-03-29T12:00:00Z",
+                "2026-03-28T23:00:00",
+                "2026-03-29T22:00:00",
+            ),
             // And this one 25.
-            (Period::Daily, "Europe/Berlin", "2026-10-25T12:00:00Z", "2026-10-24T22:00:00", "2026-10-25T23:00:00"),
-            (Period::Weekly, "UTC", "2026-11-20T12:00:00Z", "2026-11-16T00:00:00", "2026-11-23T00:00:00"),
-            (Period::Monthly, "UTC", "2026-02-28T23:59:59Z", "2026-02-01T00:00:00", "2026-03-01T00:00:00"),
+            (
+                Period::Daily,
+                "Europe/Berlin",
+                "2026-10-25T12:00:00Z",
+                "2026-10-24T22:00:00",
+                "2026-10-25T23:00:00",
+            ),
+            (
+                Period::Weekly,
+                "UTC",
+                "2026-11-20T12:00:00Z",
+                "2026-11-16T00:00:00",
+                "2026-11-23T00:00:00",
+            ),
+            (
+                Period::Monthly,
+                "UTC",
+                "2026-02-28T23:59:59Z",
+                "2026-02-01T00:00:00",
+                "2026-03-01T00:00:00",
+            ),
         ] {
             let (from, to) = window(period, zone, now);
             assert_eq!(from, format!("{start}.000000Z"), "{period} {zone} {now}");
@@ -257,7 +305,12 @@ mod tests {
 
     #[test]
     fn a_window_ends_where_the_next_begins() {
-        for period in [Period::Hourly, Period::Daily, Period::Weekly, Period::Monthly] {
+        for period in [
+            Period::Hourly,
+            Period::Daily,
+            Period::Weekly,
+            Period::Monthly,
+        ] {
             let calendar = Calendar::new(period, "America/New_York").expect("a calendar");
             let mut window = calendar.window(at("2026-10-20T00:00:00Z"));
             for _ in 0..40 {
@@ -273,13 +326,34 @@ mod tests {
     #[test]
     fn skipped_windows_are_counted() {
         for (period, from, to, between) in [
-            (Period::Hourly, "2026-01-01T00:10:00Z", "2026-01-01T05:10:00Z", 4),
-            (Period::Daily, "2026-01-01T00:00:00Z", "2026-01-04T00:00:00Z", 2),
-            (Period::Weekly, "2026-01-01T00:00:00Z", "2026-01-29T00:00:00Z", 3),
-            (Period::Monthly, "2025-11-01T00:00:00Z", "2026-02-01T00:00:00Z", 2),
+            (
+                Period::Hourly,
+                "2026-01-01T00:10:00Z",
+                "2026-01-01T05:10:00Z",
+                4,
+            ),
+            (
+                Period::Daily,
+                "2026-01-01T00:00:00Z",
+                "2026-01-04T00:00:00Z",
+                2,
+            ),
+            (
+                Period::Weekly,
+                "2026-01-01T00:00:00Z",
+                "2026-01-29T00:00:00Z",
+                3,
+            ),
+            (
+                Period::Monthly,
+                "2025-11-01T00:00:00Z",
+                "2026-02-01T00:00:00Z",
+                2,
+            ),
         ] {
             let calendar = Calendar::new(period, "UTC").expect("a calendar");
-            let counted = calendar.windows_between(calendar.window(at(from)), calendar.window(at(to)));
+            let counted =
+                calendar.windows_between(calendar.window(at(from)), calendar.window(at(to)));
             assert_eq!(counted, between, "{period}");
         }
     }

@@ -137,11 +137,20 @@ impl Plan {
             plan.note(&spec.id, change);
         }
         for spec in &document.budgets {
-            let tenant = spec.key.scope.tenant().map_err(|_| Refusal::TenantNotFound)?;
+            let tenant = spec
+                .key
+                .scope
+                .tenant()
+                .map_err(|_| Refusal::TenantNotFound)?;
             let stands = plan.must_be_open(&tenant, current)?;
             let before = stands.and_then(|c| find(&c.budgets, &spec.key));
             let known = stands.map_or(0, |c| c.budgets.len());
-            let added = plan.of(&tenant).budgets.iter().filter(|b| is_new(b, known)).count();
+            let added = plan
+                .of(&tenant)
+                .budgets
+                .iter()
+                .filter(|b| is_new(b, known))
+                .count();
             let number = i32::try_from(known + added + 1).map_err(|_| Refusal::AmountOverflow)?;
             let seq = entry_of(&tenant);
             let (budget, change) = plan_budget(spec, before, BudgetNo(number), seq, now);
@@ -257,7 +266,11 @@ fn plan_tenant(
     let mut differences = Differences(Vec::new());
     differences.note("display_name", &old.display_name, &new.display_name);
     differences.note("state", old.state, new.state);
-    differences.note("unprovisioned_rule", old.unprovisioned_rule, new.unprovisioned_rule);
+    differences.note(
+        "unprovisioned_rule",
+        old.unprovisioned_rule,
+        new.unprovisioned_rule,
+    );
     differences.note(
         "default_overage_policy",
         old.default_overage_policy,
@@ -321,7 +334,10 @@ fn plan_budget(
     };
     let (old, new) = (&before.terms, &spec.terms);
     if before.present && old == new && before.calendar == spec.calendar {
-        return (None, change(ChangeKind::Unchanged, target, Vec::new(), false));
+        return (
+            None,
+            change(ChangeKind::Unchanged, target, Vec::new(), false),
+        );
     }
     let mut differences = Differences(Vec::new());
     let zones = (before.calendar.zone_name(), spec.calendar.zone_name());
@@ -350,7 +366,10 @@ fn plan_budget(
 fn plan_absence(key: &BudgetKey, before: Option<&Budget>) -> (Option<Budget>, Change) {
     let target = key.to_string();
     let Some(before) = before.filter(|budget| budget.present) else {
-        return (None, change(ChangeKind::Unchanged, target, Vec::new(), false));
+        return (
+            None,
+            change(ChangeKind::Unchanged, target, Vec::new(), false),
+        );
     };
     // Taking a stopped budget away would let through what it stopped.
     let lifts = before.terms.state != BudgetState::Active;

@@ -188,7 +188,13 @@ impl Ttl {
 
     /// Takes 1 s to 24 h.
     pub fn new(duration: Duration) -> Result<Self, Malformed> {
-        bounded(duration, Duration::from_secs(1), Self::MAX, "1s to 86400s (24 h)").map(Self)
+        bounded(
+            duration,
+            Duration::from_secs(1),
+            Self::MAX,
+            "1s to 86400s (24 h)",
+        )
+        .map(Self)
     }
 
     /// As a duration.
@@ -207,7 +213,13 @@ impl Grace {
 
     /// Takes 0 to 60 s.
     pub fn new(duration: Duration) -> Result<Self, Malformed> {
-        bounded(duration, Duration::ZERO, Duration::from_secs(60), "0s to 60s").map(Self)
+        bounded(
+            duration,
+            Duration::ZERO,
+            Duration::from_secs(60),
+            "0s to 60s",
+        )
+        .map(Self)
     }
 
     /// As a duration.

@@ -283,13 +283,16 @@ impl Scope {
             let (key, value) = part
                 .split_once(':')
                 .ok_or_else(|| Malformed::new("level:value pairs divided by '/'"))?;
-            let coordinate = Coordinate::parse(key)
-                .map_err(|_| Malformed::new(format!("made of levels or dimensions; {key:?} is neither")))?;
+            let coordinate = Coordinate::parse(key).map_err(|_| {
+                Malformed::new(format!("made of levels or dimensions; {key:?} is neither"))
+            })?;
             let value = if value == "*" {
                 Value::Each
             } else {
                 let name = Name::parse(value).map_err(|_| {
-                    Malformed::new(format!("made of values of {NAME_RULE}, or *; {value:?} is none"))
+                    Malformed::new(format!(
+                        "made of values of {NAME_RULE}, or *; {value:?} is none"
+                    ))
                 })?;
                 Value::Exactly(name.canonical().into())
             };
@@ -386,9 +389,11 @@ impl Scope {
     /// itself.
     pub fn covers(&self, concrete: &Self) -> bool {
         self.parts.len() == concrete.parts.len()
-            && self.parts.iter().zip(&concrete.parts).all(|(own, other)| {
-                own.0 == other.0 && (own.1 == Value::Each || own.1 == other.1)
-            })
+            && self
+                .parts
+                .iter()
+                .zip(&concrete.parts)
+                .all(|(own, other)| own.0 == other.0 && (own.1 == Value::Each || own.1 == other.1))
     }
 
     /// The coordinates that it names and where its wildcards begin: scopes of

@@ -16,9 +16,7 @@ use super::id::{BalanceNo, KeyHash, Method, Sequence};
 use super::ledger::{Body, EntryKind, Movement, Request};
 use super::refusal::Refusal;
 use super::request::{Commit, Extend, Origin, OveragePolicy, Record, RecordOf, Release};
-use super::reservation::{
-    Reservation, Settlement, SettlementKind, Status, TRANCHES_MAX, Tranche,
-};
+use super::reservation::{Reservation, Settlement, SettlementKind, Status, TRANCHES_MAX, Tranche};
 use super::scope::Subject;
 use super::state::TenantState;
 use super::tenant::TenantState as State;
@@ -57,8 +55,7 @@ fn charge_overage(
 ) -> Result<Overage, Refusal> {
     let available = |a: &Account| a.after.available(a.budget.terms.limit);
     let takes_debt = |a: &Account| {
-        policy == OveragePolicy::AllowWithOverdraft
-            && a.budget.terms.overdraft_limit > Amount::ZERO
+        policy == OveragePolicy::AllowWithOverdraft && a.budget.terms.overdraft_limit > Amount::ZERO
     };
     // What the balances that take no debt can bear.
     let charged = accounts
@@ -104,11 +101,7 @@ fn charge_overage(
 impl TenantState {
     /// The balances with these numbers, credits lapsed by now. They are loaded:
     /// `needs` has asked for them.
-    fn accounts(
-        &self,
-        numbers: impl Iterator<Item = BalanceNo>,
-        now: Timestamp,
-    ) -> Vec<Account> {
+    fn accounts(&self, numbers: impl Iterator<Item = BalanceNo>, now: Timestamp) -> Vec<Account> {
         let mut accounts: Vec<Account> = Vec::new();
         for no in numbers {
             let known = accounts.iter().any(|account| account.before.no == no);
@@ -250,7 +243,13 @@ impl TenantState {
         let movements = body.movements.clone();
         let released = body.released;
         let seq = self.append(body, now);
-        self.put_settled(reservation, SettlementKind::Expired, Amounts::NONE, seq, now);
+        self.put_settled(
+            reservation,
+            SettlementKind::Expired,
+            Amounts::NONE,
+            seq,
+            now,
+        );
         Ok(Answer {
             released,
             balances: self.views(&movements),
@@ -631,7 +630,8 @@ fn settle_use(
             && over > Amount::ZERO
         {
             let mut of_unit: Vec<_> = accounts_of_tranche(tranche, unit, accounts).collect();
-            let overage = charge_overage(&mut of_unit, unit, over, reservation.overage_policy, seq)?;
+            let overage =
+                charge_overage(&mut of_unit, unit, over, reservation.overage_policy, seq)?;
             charged = charged
                 .checked_add(overage.charged)
                 .ok_or(Refusal::AmountOverflow)?;

@@ -152,9 +152,9 @@ impl TenantState {
             }
             Command::Fund(request) => {
                 let funding = &request.funding;
-                let budget =
-                    self.config
-                        .budget_for(&funding.scope, funding.unit, funding.period);
+                let budget = self
+                    .config
+                    .budget_for(&funding.scope, funding.unit, funding.period);
                 if let Some(budget) = budget {
                     self.need_account((budget.no, funding.scope.text().clone()), needs);
                 }
@@ -385,12 +385,15 @@ impl TenantState {
             }),
             _ => Verdict::Allow,
         };
-        let lease = body.reservation.zip(body.expires_at).map(|(id, expires_at)| Lease {
-            reservation: id,
-            reserved: body.reserved,
-            expires_at,
-            remaining: expires_at.since(now),
-        });
+        let lease = body
+            .reservation
+            .zip(body.expires_at)
+            .map(|(id, expires_at)| Lease {
+                reservation: id,
+                reserved: body.reserved,
+                expires_at,
+                remaining: expires_at.since(now),
+            });
         Answer {
             lease,
             charged: body.charged,

@@ -117,7 +117,9 @@ impl Verifier {
             && body.time == entry.time
             && body.kind.as_str() == entry.kind;
         if !beside {
-            return Err(bad("the body says another tenant, sequence, time or kind".into()));
+            return Err(bad(
+                "the body says another tenant, sequence, time or kind".into()
+            ));
         }
         if body.time < self.tip.time {
             return Err(bad("the entry is older than the one before".into()));
@@ -192,7 +194,9 @@ impl Verifier {
             amount(balance.debt),
         );
         if after != movement.after {
-            return Err(format!("balance {no} is not what the entry says it was then"));
+            return Err(format!(
+                "balance {no} is not what the entry says it was then"
+            ));
         }
         Ok(())
     }
@@ -238,10 +242,7 @@ impl Verifier {
     }
 
     /// Compares balances with those that are stored.
-    pub fn check_balances(
-        &self,
-        stored: &BTreeMap<BalanceNo, Computed>,
-    ) -> Result<(), Problem> {
+    pub fn check_balances(&self, stored: &BTreeMap<BalanceNo, Computed>) -> Result<(), Problem> {
         let differs = |text: String| Problem { seq: None, text };
         for (no, computed) in &self.balances {
             match stored.get(no) {
@@ -250,15 +251,25 @@ impl Verifier {
                     return Err(differs(format!(
                         "balance {no} ({}): the entries make granted {}, reserved {}, spent {}, debt {}, over limit {}; stored are {}, {}, {}, {}, {}",
                         computed.scope,
-                        computed.granted, computed.reserved, computed.spent, computed.debt, computed.over_limit,
-                        found.granted, found.reserved, found.spent, found.debt, found.over_limit,
+                        computed.granted,
+                        computed.reserved,
+                        computed.spent,
+                        computed.debt,
+                        computed.over_limit,
+                        found.granted,
+                        found.reserved,
+                        found.spent,
+                        found.debt,
+                        found.over_limit,
                     )));
                 }
                 None => return Err(differs(format!("balance {no} is not stored"))),
             }
         }
         match stored.keys().find(|no| !self.balances.contains_key(no)) {
-            Some(no) => Err(differs(format!("balance {no} is stored and was never opened"))),
+            Some(no) => Err(differs(format!(
+                "balance {no} is stored and was never opened"
+            ))),
             None => Ok(()),
         }
     }
@@ -271,7 +282,9 @@ impl Verifier {
     ) -> Result<(), Problem> {
         let differs = |text: String| Problem { seq: None, text };
         if self.settings.as_ref() != settings {
-            return Err(differs("the tenant is not stored as it was provisioned".into()));
+            return Err(differs(
+                "the tenant is not stored as it was provisioned".into(),
+            ));
         }
         for budget in budgets {
             if self.budgets.get(&budget.no) != Some(budget) {

@@ -198,14 +198,9 @@ impl Worker {
         }
     }
 
-
     /// One attempt. `fresh`: on state read anew under locked heads, with every
     /// key looked up.
-    async fn attempt(
-        &mut self,
-        jobs: &[(TenantId, Job)],
-        fresh: bool,
-    ) -> Result<Done, StoreError> {
+    async fn attempt(&mut self, jobs: &[(TenantId, Job)], fresh: bool) -> Result<Done, StoreError> {
         let mut conn = match self.conn.take() {
             Some(conn) => conn,
             None => self.store.connect().await?,

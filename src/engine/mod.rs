@@ -142,7 +142,12 @@ impl Engine {
         const WRITTEN_KEPT: usize = 1_024;
 
         let lanes = (0..limits.lanes.max(1))
-            .map(|_| Arc::new(Queue::new(limits.max_waiting, limits.max_waiting_per_tenant)))
+            .map(|_| {
+                Arc::new(Queue::new(
+                    limits.max_waiting,
+                    limits.max_waiting_per_tenant,
+                ))
+            })
             .collect();
         let engine = Self(Arc::new(Shared {
             store,

@@ -194,9 +194,8 @@ impl Run<'_> {
             };
             return Ok((provisioned, Vec::new()));
         }
-        let next = |tenant: &TenantId| {
-            Sequence(heads.get(tenant).map_or(0, |head| head.tip.seq.0) + 1)
-        };
+        let next =
+            |tenant: &TenantId| Sequence(heads.get(tenant).map_or(0, |head| head.tip.seq.0) + 1);
         let plan = Plan::new(self.document, &current, may_loosen, self.now, next)?;
         let applied = !validate_only;
         let mut written = Vec::new();
@@ -212,8 +211,8 @@ impl Run<'_> {
     }
 
     fn probe(&self) -> Body {
-        let mut body = Body::new(self.pinned_to.clone(), EntryKind::Provision)
-            .from_origin(&self.call.origin);
+        let mut body =
+            Body::new(self.pinned_to.clone(), EntryKind::Provision).from_origin(&self.call.origin);
         body.idempotency_key = self.key.cloned();
         body.request = Some(Request {
             document: self.document.digests.clone(),
@@ -230,8 +229,8 @@ impl Run<'_> {
     ) -> Result<Vec<(TenantId, Sequence)>, Failure> {
         let mut bodies: BTreeMap<TenantId, Body> = BTreeMap::new();
         for (tenant, own) in plan.tenants.iter().filter(|(_, own)| !own.is_empty()) {
-            let mut body = Body::new(tenant.clone(), EntryKind::Provision)
-                .from_origin(&self.call.origin);
+            let mut body =
+                Body::new(tenant.clone(), EntryKind::Provision).from_origin(&self.call.origin);
             body.changes = own.changes.clone();
             body.settings = own.tenant.as_ref().map(|t| t.settings.clone());
             body.budgets = own.provisioned();

@@ -141,7 +141,10 @@ mod tests {
         }
         queue.push(&tenant("quiet"), job()).expect("room");
         let batch = queue.take(10);
-        assert_eq!(batch.iter().filter(|(t, _)| *t == tenant("quiet")).count(), 1);
+        assert_eq!(
+            batch.iter().filter(|(t, _)| *t == tenant("quiet")).count(),
+            1
+        );
         assert_eq!(batch.len(), 6, "half of the batch is the busy one's share");
     }
 

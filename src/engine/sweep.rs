@@ -61,7 +61,9 @@ async fn sweep(engine: &Engine, from: Timestamp, until: Timestamp) -> Result<(),
             return Ok(());
         };
         let (last, full) = (*last, i64::try_from(page.len()).unwrap_or(PAGE) == PAGE);
-        let expirations = page.into_iter().map(|(tenant, id, _)| expire(engine, tenant, id));
+        let expirations = page
+            .into_iter()
+            .map(|(tenant, id, _)| expire(engine, tenant, id));
         for result in futures_util::future::join_all(expirations).await {
             result?;
         }

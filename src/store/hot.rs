@@ -115,16 +115,18 @@ pub(crate) async fn read_configs(
     tenants: &BTreeSet<TenantId>,
 ) -> Result<BTreeMap<TenantId, Arc<TenantConfig>>, StoreError> {
     let names = names(tenants);
-    let tenant_rows = sqlx::query("/* read_tenants */ SELECT * FROM tenants WHERE tenant_id = ANY($1)")
-        .bind(&names)
-        .fetch_all(&mut *conn)
-        .await
-        .map_err(sort)?;
-    let budget_rows = sqlx::query("/* read_budgets */ SELECT * FROM budgets WHERE tenant_id = ANY($1)")
-        .bind(&names)
-        .fetch_all(conn)
-        .await
-        .map_err(sort)?;
+    let tenant_rows =
+        sqlx::query("/* read_tenants */ SELECT * FROM tenants WHERE tenant_id = ANY($1)")
+            .bind(&names)
+            .fetch_all(&mut *conn)
+            .await
+            .map_err(sort)?;
+    let budget_rows =
+        sqlx::query("/* read_budgets */ SELECT * FROM budgets WHERE tenant_id = ANY($1)")
+            .bind(&names)
+            .fetch_all(conn)
+            .await
+            .map_err(sort)?;
     let mut budgets: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for row in budget_rows {
         let tenant: String = column(&row, "tenant_id")?;
@@ -444,7 +446,8 @@ impl BalanceColumns {
         self.debt.push(balance.debt.get());
         self.over_limit.push(balance.over_limit.map(|seq| seq.0));
         self.credits.push(rows::credits_text(balance)?);
-        self.next_lapse.push(balance.next_lapse.map(|at| at.as_micros()));
+        self.next_lapse
+            .push(balance.next_lapse.map(|at| at.as_micros()));
         Ok(())
     }
 }
@@ -461,7 +464,8 @@ impl ReservationColumns {
         self.state.push(state);
         self.scope.push(reservation.subject.scope_text());
         self.body.push(rows::reservation_body(reservation)?);
-        self.holds.push(serde_json::to_string(&reservation.tranches)?);
+        self.holds
+            .push(serde_json::to_string(&reservation.tranches)?);
         self.created.push(reservation.created_at.as_micros());
         self.reserve_seq.push(reservation.reserve_seq.0);
         self.expires.push(reservation.expires_at.as_micros());
@@ -500,7 +504,10 @@ impl LedgerColumns {
 /// whose id is taken (a repeated Reserve) or that was settled meanwhile makes the
 /// counts at the end differ. Then, as after a missed fence, the last line divides
 /// by zero, which undoes the statement.
-pub(crate) async fn write(conn: &mut PgConnection, writes: &[TenantWrite]) -> Result<(), StoreError> {
+pub(crate) async fn write(
+    conn: &mut PgConnection,
+    writes: &[TenantWrite],
+) -> Result<(), StoreError> {
     const WRITE: &str = "/* write_batch */
         WITH fence AS (
             INSERT INTO heads AS h (tenant_id, fence, seq, hash, time_us, next_balance, config_version)

@@ -6,10 +6,10 @@ use super::hot::{read_configs, read_heads};
 use super::rows::{self, column, time};
 use super::{Store, StoreError, sort};
 use crate::domain::answer::BalanceView;
+use crate::domain::budget::Budget;
 use crate::domain::id::{BalanceNo, BudgetNo, ReservationId, Sequence, TenantId};
 use crate::domain::ledger::{ChainHash, Decision, EntryKind};
 use crate::domain::query::{BalanceQuery, EntryQuery, ReservationQuery, StateFilter, StoredEntry};
-use crate::domain::budget::Budget;
 use crate::domain::reservation::Reservation;
 use crate::domain::scope::{Scope, ScopeFilter};
 use crate::domain::tenant::Tenant;
@@ -227,7 +227,11 @@ impl Store {
             .bind(query.after.map_or(start, |seq| seq.0))
             .bind(kinds)
             .bind(query.decision.map(Decision::as_str))
-            .bind(query.reservation.map(|id| id.key_hash().as_bytes().to_vec()))
+            .bind(
+                query
+                    .reservation
+                    .map(|id| id.key_hash().as_bytes().to_vec()),
+            )
             .bind(query.from.map_or(i64::MIN, Timestamp::as_micros))
             .bind(query.until.map_or(i64::MAX, Timestamp::as_micros))
             .bind(query.limit)

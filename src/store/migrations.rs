@@ -27,10 +27,12 @@ pub async fn schema_version(conn: &mut PgConnection) -> Result<i32, StoreError> 
     if !exists {
         return Ok(0);
     }
-    sqlx::query_scalar("/* schema_version */ SELECT coalesce(max(version), 0) FROM remit_migrations")
-        .fetch_one(conn)
-        .await
-        .map_err(sort)
+    sqlx::query_scalar(
+        "/* schema_version */ SELECT coalesce(max(version), 0) FROM remit_migrations",
+    )
+    .fetch_one(conn)
+    .await
+    .map_err(sort)
 }
 
 /// Brings a database to [`SCHEMA_VERSION`], and gives a role what the server

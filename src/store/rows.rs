@@ -12,7 +12,9 @@ use sqlx::postgres::PgRow;
 use super::StoreError;
 use crate::domain::amount::{Amount, Amounts, Unit};
 use crate::domain::budget::{Balance, Budget, BudgetState, CarryOver, Credit, Limit, Terms};
-use crate::domain::id::{BalanceNo, BudgetNo, KeyHash, Malformed, ReservationId, Sequence, TenantId};
+use crate::domain::id::{
+    BalanceNo, BudgetNo, KeyHash, Malformed, ReservationId, Sequence, TenantId,
+};
 use crate::domain::period::{Calendar, Period, Window};
 use crate::domain::request::{Action, Metadata, OveragePolicy};
 use crate::domain::reservation::{Reservation, Settlement, SettlementKind, Status, Tranche};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use tonic::Status;
 
 use super::{amounts, balance, duration, parse_overage_policy, time, unit};
-use crate::api::fields::Fields;
 use crate::api::arguments;
+use crate::api::fields::Fields;
 use crate::domain::amount::{Amount, Amounts};
 use crate::domain::answer::Answer;
 use crate::domain::id::{Malformed, Name, TenantId};
@@ -81,9 +81,8 @@ fn action(fields: &mut Fields, message: Option<proto::Action>) -> Option<Action>
         "" => None,
         kind => fields.take("action.kind", action_name(kind)),
     };
-    let arguments = arguments.and_then(|arguments| {
-        fields.take("action.arguments", arguments::digest(&arguments))
-    });
+    let arguments = arguments
+        .and_then(|arguments| fields.take("action.arguments", arguments::digest(&arguments)));
     Some(Action {
         name: name?,
         kind,
@@ -268,7 +267,10 @@ pub fn extend(message: proto::ExtendRequest) -> Result<Extend, Status> {
     let by = by.unwrap_or_default();
     let additional = fields.amounts("additional", additional);
     if by == ExtendBy::default() && additional.is_empty() {
-        fields.bad("extend_by", "more than 0s where nothing additional is asked");
+        fields.bad(
+            "extend_by",
+            "more than 0s where nothing additional is asked",
+        );
     }
     let made = key.zip(reservation).map(|(key, reservation)| Extend {
         key,
@@ -514,7 +516,12 @@ pub fn reservation(reservation: &Reservation, now: Timestamp) -> proto::Reservat
         subject: Some(subject_message(&reservation.subject)),
         action: Some(proto::Action {
             name: reservation.action.name.to_string(),
-            kind: reservation.action.kind.as_deref().unwrap_or_default().to_owned(),
+            kind: reservation
+                .action
+                .kind
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned(),
             arguments: None,
         }),
         reserved: amounts(&reservation.reserved()),
@@ -558,7 +565,12 @@ mod tests {
         let details = status.get_error_details();
         let mut named: Vec<_> = details
             .bad_request()
-            .map(|bad| bad.field_violations.iter().map(|v| v.field.as_str()).collect())
+            .map(|bad| {
+                bad.field_violations
+                    .iter()
+                    .map(|v| v.field.as_str())
+                    .collect()
+            })
             .unwrap_or_default();
         named.sort_unstable();
         assert_eq!(

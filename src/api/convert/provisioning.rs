@@ -56,7 +56,10 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         fields.bad("tenants", format!("at most {TENANTS_MAX}"));
     }
     if budgets.len() + absent_budgets.len() > BUDGETS_MAX {
-        fields.bad("budgets", format!("at most {BUDGETS_MAX}, absent ones included"));
+        fields.bad(
+            "budgets",
+            format!("at most {BUDGETS_MAX}, absent ones included"),
+        );
     }
     let mut document = Document {
         digests,
@@ -77,7 +80,10 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         let field = format!("budgets[{at}]");
         if let Some(spec) = budget_spec(&mut fields, &field, budget) {
             if !seen.insert(spec.key.clone()) {
-                fields.bad(format!("{field}.scope"), "named once in a document with its unit and period");
+                fields.bad(
+                    format!("{field}.scope"),
+                    "named once in a document with its unit and period",
+                );
             }
             document.budgets.push(spec);
         }
@@ -91,7 +97,10 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         } = budget;
         if let Some(key) = budget_key(&mut fields, &field, &scope, unit, period) {
             if !seen.insert(key.clone()) {
-                fields.bad(format!("{field}.scope"), "named once in a document with its unit and period");
+                fields.bad(
+                    format!("{field}.scope"),
+                    "named once in a document with its unit and period",
+                );
             }
             document.absent_budgets.push(key);
         }
@@ -148,7 +157,10 @@ fn tenant_spec(fields: &mut Fields, at: &str, message: proto::Tenant) -> Option<
         ) => UnprovisionedRule::RequireToolsetBudget,
         Ok(proto::UnprovisionedRule::RequireAnyBudget) => UnprovisionedRule::RequireAnyBudget,
         Err(_) => {
-            fields.bad(format!("{at}.unprovisioned_rule"), "a known UnprovisionedRule");
+            fields.bad(
+                format!("{at}.unprovisioned_rule"),
+                "a known UnprovisionedRule",
+            );
             return None;
         }
     };
@@ -214,11 +226,17 @@ fn budget_spec(fields: &mut Fields, at: &str, message: proto::Budget) -> Option<
             None
         }
         None => {
-            fields.bad(format!("{at}.allocation"), "given, or unlimited: true instead");
+            fields.bad(
+                format!("{at}.allocation"),
+                "given, or unlimited: true instead",
+            );
             None
         }
     };
-    let overdraft = fields.take(&format!("{at}.overdraft_limit"), Amount::new(overdraft_limit));
+    let overdraft = fields.take(
+        &format!("{at}.overdraft_limit"),
+        Amount::new(overdraft_limit),
+    );
     let carry_over = match proto::CarryOver::try_from(carry_over) {
         Ok(proto::CarryOver::Unspecified | proto::CarryOver::None) => Some(CarryOver::None),
         Ok(proto::CarryOver::Forward) => Some(CarryOver::Forward),
@@ -229,7 +247,10 @@ fn budget_spec(fields: &mut Fields, at: &str, message: proto::Budget) -> Option<
         }
     };
     if of == Period::Total && carry_over.is_some_and(|c| c != CarryOver::None) {
-        fields.bad(format!("{at}.carry_over"), "empty for a budget without a period");
+        fields.bad(
+            format!("{at}.carry_over"),
+            "empty for a budget without a period",
+        );
     }
     let state = match proto::BudgetState::try_from(state) {
         Ok(proto::BudgetState::Unspecified | proto::BudgetState::Active) => {
@@ -519,9 +540,16 @@ fn permission(permission: Permission) -> proto::Permission {
 pub fn api_key(key: &StoredKey) -> proto::ApiKey {
     proto::ApiKey {
         key_id: key.id.to_string(),
-        tenant: key.tenant.as_ref().map_or_else(String::new, TenantId::to_string),
+        tenant: key
+            .tenant
+            .as_ref()
+            .map_or_else(String::new, TenantId::to_string),
         display_name: key.display_name.to_string(),
-        permissions: key.permissions.iter().map(|p| permission(p).into()).collect(),
+        permissions: key
+            .permissions
+            .iter()
+            .map(|p| permission(p).into())
+            .collect(),
         subject_prefix: key
             .subject_prefix
             .as_ref()

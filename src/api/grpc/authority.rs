@@ -28,7 +28,10 @@ impl Authority for Services {
         caller.may_act_for(&decide.ask.subject)?;
         let tenant = decide.ask.subject.tenant.clone();
         let command = Command::Decide(Box::new(decide));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::decided(&tenant, &answer)))
     }
 
@@ -41,7 +44,10 @@ impl Authority for Services {
         caller.may_act_for(&reserve.ask.subject)?;
         let tenant = reserve.ask.subject.tenant.clone();
         let command = Command::Reserve(Box::new(reserve));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::reserved(&tenant, &answer)))
     }
 
@@ -53,7 +59,10 @@ impl Authority for Services {
         let message = request.into_inner();
         let tenant = caller.tenant_of("tenant", &message.tenant)?;
         let command = Command::Commit(Box::new(words::commit(message)?));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::committed(&answer)))
     }
 
@@ -65,7 +74,10 @@ impl Authority for Services {
         let message = request.into_inner();
         let tenant = caller.tenant_of("tenant", &message.tenant)?;
         let command = Command::Release(Box::new(words::release(message)?));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::released(&answer)))
     }
 
@@ -77,7 +89,10 @@ impl Authority for Services {
         let message = request.into_inner();
         let tenant = caller.tenant_of("tenant", &message.tenant)?;
         let command = Command::Extend(Box::new(words::extend(message)?));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::extended(&answer)))
     }
 
@@ -97,7 +112,10 @@ impl Authority for Services {
             RecordOf::Expired(_) => caller.tenant_of("tenant", &named)?,
         };
         let command = Command::Record(Box::new(record));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(words::recorded(&answer)))
     }
 
@@ -180,7 +198,11 @@ impl Authority for Services {
         let query = BalanceQuery {
             scope: caller.filters(words::scope_filter(&mut fields, &scope)),
             include_past,
-            after: page.after.as_deref().and_then(|no| no.parse().ok()).map(BalanceNo),
+            after: page
+                .after
+                .as_deref()
+                .and_then(|no| no.parse().ok())
+                .map(BalanceNo),
             limit: page.fetch(),
             now: self.engine.now(),
         };
@@ -188,7 +210,10 @@ impl Authority for Services {
         let found = self.engine.balances(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |(no, _)| no.to_string());
         Ok(Response::new(proto::ListBalancesResponse {
-            balances: found.iter().map(|(_, view)| convert::balance(view)).collect(),
+            balances: found
+                .iter()
+                .map(|(_, view)| convert::balance(view))
+                .collect(),
             next_page_token,
         }))
     }

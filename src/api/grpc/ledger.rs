@@ -75,14 +75,21 @@ impl Ledger for Services {
             from: fields.time("start_time", start_time),
             until: fields.time("end_time", end_time),
             descending,
-            after: page.after.as_deref().and_then(|seq| seq.parse().ok()).map(Sequence),
+            after: page
+                .after
+                .as_deref()
+                .and_then(|seq| seq.parse().ok())
+                .map(Sequence),
             limit: page.fetch(),
         };
         let query = fields.finish(Some(query))?;
         let found = self.engine.entries(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |last| last.seq.to_string());
         Ok(Response::new(proto::ListEntriesResponse {
-            entries: found.into_iter().map(|e| words::entry(&tenant, e)).collect(),
+            entries: found
+                .into_iter()
+                .map(|e| words::entry(&tenant, e))
+                .collect(),
             next_page_token,
         }))
     }

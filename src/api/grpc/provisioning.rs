@@ -56,7 +56,10 @@ impl Provisioning for Services {
         let tenant = tenant.map_err(|_| not_found(Refusal::TenantNotFound))?;
         caller.may_see(&tenant)?;
         let command = Command::Fund(Box::new(fund));
-        let answer = self.engine.execute(&tenant, command, &caller.call()).await?;
+        let answer = self
+            .engine
+            .execute(&tenant, command, &caller.call())
+            .await?;
         Ok(Response::new(proto::FundBudgetResponse {
             balance: answer.balances.first().map(convert::balance),
             replayed: answer.replayed,
@@ -89,7 +92,9 @@ impl Provisioning for Services {
         if confined.is_some_and(|prefix| !prefix.matches_scope(&key.scope)) {
             return Err(missing());
         }
-        let found = self.engine.budget(&tenant, &key.scope, key.unit, key.period);
+        let found = self
+            .engine
+            .budget(&tenant, &key.scope, key.unit, key.period);
         let budget = found.await?.ok_or_else(missing)?;
         Ok(Response::new(proto::GetBudgetResponse {
             budget: Some(words::budget(&budget)),
@@ -108,9 +113,18 @@ impl Provisioning for Services {
         } = request.into_inner();
         let tenant = caller.tenant_of("tenant", &tenant)?;
         let mut fields = Fields::default();
-        let page = Page::parse(&mut fields, page_size, &page_token, &format!("budgets\0{tenant}"));
+        let page = Page::parse(
+            &mut fields,
+            page_size,
+            &page_token,
+            &format!("budgets\0{tenant}"),
+        );
         let page = fields.finish(Some(page))?;
-        let after = page.after.as_deref().and_then(|no| no.parse().ok()).map(BudgetNo);
+        let after = page
+            .after
+            .as_deref()
+            .and_then(|no| no.parse().ok())
+            .map(BudgetNo);
         let found = self.engine.budgets(&tenant, after, page.fetch()).await?;
         let (mut found, next_page_token) = page.cut(found, |last| last.no.to_string());
         if let Some(prefix) = caller.confinement() {
@@ -168,7 +182,11 @@ impl Provisioning for Services {
     ) -> Result<Response<proto::CreateApiKeyResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
         let message = request.into_inner();
-        let named = message.api_key.as_ref().map_or("", |key| &key.tenant).to_owned();
+        let named = message
+            .api_key
+            .as_ref()
+            .map_or("", |key| &key.tenant)
+            .to_owned();
         let asked = words::create_api_key(message, self.engine.now())?;
         let tenant = match (named.as_str(), caller.tenant()) {
             // An operator may make another operator's key.
@@ -202,7 +220,11 @@ impl Provisioning for Services {
         let (key, replayed) = created?;
         Ok(Response::new(proto::CreateApiKeyResponse {
             api_key: Some(words::api_key(&key)),
-            secret: if replayed { String::new() } else { text.expose() },
+            secret: if replayed {
+                String::new()
+            } else {
+                text.expose()
+            },
             replayed,
         }))
     }
@@ -222,7 +244,12 @@ impl Provisioning for Services {
             (named, _) => caller.chain_of("tenant", named)?,
         };
         let mut fields = Fields::default();
-        let page = Page::parse(&mut fields, page_size, &page_token, &format!("keys\0{tenant}"));
+        let page = Page::parse(
+            &mut fields,
+            page_size,
+            &page_token,
+            &format!("keys\0{tenant}"),
+        );
         let page = fields.finish(Some(page))?;
         let after = page.after.as_deref().and_then(|place| {
             let (at, id) = place.split_once(' ')?;
