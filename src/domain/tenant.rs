@@ -71,6 +71,9 @@ pub struct Tenant {
     pub created_at: Timestamp,
 }
 
+/// Budgets by the text of their scope.
+type ByScope = HashMap<Arc<str>, Vec<Arc<Budget>>>;
+
 /// A tenant with its budgets, indexed for decisions. Immutable: a change of
 /// configuration makes a new one.
 #[derive(Debug)]
@@ -81,7 +84,7 @@ pub struct TenantConfig {
     /// Present budgets by the text of their scope, for each shape of scope: a
     /// subject is matched by writing one text for each shape, however many
     /// budgets there are.
-    by_shape: Vec<(Shape, HashMap<Arc<str>, Vec<Arc<Budget>>>)>,
+    by_shape: Vec<(Shape, ByScope)>,
 }
 
 impl TenantConfig {
@@ -113,7 +116,7 @@ impl TenantConfig {
         // From the root down: the order in which reasons and balances are told.
         config
             .by_shape
-            .sort_by(|a, b| shape_order(&a.1).cmp(&shape_order(&b.1)));
+            .sort_by_key(|(_, scopes)| shape_order(scopes));
         for (_, scopes) in &mut config.by_shape {
             for budgets in scopes.values_mut() {
                 budgets.sort_by_key(|budget| (budget.unit, budget.calendar.period()));
@@ -170,7 +173,7 @@ impl TenantConfig {
 
 /// Shapes with fewer coordinates come first; equally deep ones by the text of
 /// one of their scopes, for a stable order.
-fn shape_order(scopes: &HashMap<Arc<str>, Vec<Arc<Budget>>>) -> (usize, Option<Arc<str>>) {
+fn shape_order(scopes: &ByScope) -> (usize, Option<Arc<str>>) {
     let depth = scopes
         .values()
         .flatten()

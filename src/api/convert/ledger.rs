@@ -88,8 +88,8 @@ pub fn entry(tenant: &TenantId, entry: StoredEntry) -> proto::Entry {
         kind: kind(of).into(),
         decision: decision.map_or(0, |decision| decision_message(decision).into()),
         body: text,
-        prev_hash: prev_hash.0.to_vec().into(),
-        hash: hash.0.to_vec().into(),
+        prev_hash: prev_hash.0.to_vec(),
+        hash: hash.0.to_vec(),
     }
 }
 
@@ -105,7 +105,7 @@ pub fn report(report: Report) -> proto::VerifyLedgerResponse {
         intact: problem.is_none(),
         entries,
         last_sequence: last.seq.0,
-        last_hash: last.hash.0.to_vec().into(),
+        last_hash: last.hash.0.to_vec(),
         first_bad_sequence: first_bad.map_or(0, |seq| seq.0),
         problem: problem.map_or_else(String::new, |problem| problem.text),
     }

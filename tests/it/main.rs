@@ -1,0 +1,11 @@
+//! The product from outside: real server processes, a real PostgreSQL, real gRPC
+//! clients.
+
+mod bad_requests;
+mod contention;
+mod ladder;
+mod operators;
+mod outages;
+mod support;
+mod tampering;
+mod tenancy;

@@ -1,0 +1,193 @@
+//! kill -9 of the server and of PostgreSQL under load: nothing that was answered is
+//! missing, nothing is counted twice.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use remit::proto::*;
+use tonic::Code;
+
+use crate::contention::persist;
+use crate::support::*;
+
+/// What clients were told: the points spent, by reservation.
+type Told = Arc<Mutex<BTreeMap<String, i64>>>;
+
+/// Reserves and commits until told to stop, at whichever address is current.
+async fn client(address: Arc<RwLock<String>>, key: String, told: Told, stop: Arc<Mutex<bool>>) {
+    let authority = || {
+        let address = address.read().expect("not poisoned").clone();
+        Client::new(&address, &key).authority
+    };
+    while !*stop.lock().expect("not poisoned") {
+        let request = reserve(2);
+        let held = persist(|| {
+            let (mut client, request) = (authority(), request.clone());
+            async move { client.reserve(request).await }
+        })
+        .await
+        .into_inner();
+        assert_eq!(held.decision(), Decision::Allow);
+        let settle = commit(&held.reservation_id, points(1));
+        persist(|| {
+            let (mut client, settle) = (authority(), settle.clone());
+            async move { client.commit(settle).await }
+        })
+        .await;
+        let mut told = told.lock().expect("not poisoned");
+        assert_eq!(
+            told.insert(held.reservation_id, 1),
+            None,
+            "one key, one hold"
+        );
+    }
+}
+
+struct Load {
+    address: Arc<RwLock<String>>,
+    told: Told,
+    stop: Arc<Mutex<bool>>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Load {
+    fn start(world: &World) -> Self {
+        let address = Arc::new(RwLock::new(world.server.address.clone()));
+        let (told, stop) = (Told::default(), Arc::new(Mutex::new(false)));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let key = world.server.key.clone();
+            tasks.spawn(client(address.clone(), key, told.clone(), stop.clone()));
+        }
+        Self {
+            address,
+            told,
+            stop,
+            tasks,
+        }
+    }
+
+    fn answered(&self) -> usize {
+        self.told.lock().expect("not poisoned").len()
+    }
+
+    /// Waits until some more actions went through.
+    async fn advance(&self, by: usize) {
+        let (from, begun) = (self.answered(), Instant::now());
+        while self.answered() < from + by {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no progress");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Ends the clients, then compares what they were told with what is stored.
+    async fn finish(mut self, world: &World) -> usize {
+        *self.stop.lock().expect("not poisoned") = true;
+        while let Some(done) = self.tasks.join_next().await {
+            done.expect("no client panics");
+        }
+        let answered = self.answered();
+        let told = i64::try_from(answered).expect("a count");
+        let committed = "SELECT count(*) FROM reservations WHERE state = 'COMMITTED'";
+        assert_eq!(
+            world.database.count(committed).await,
+            told,
+            "none missing, none twice"
+        );
+        let spent = "SELECT spent FROM balances WHERE tenant_id = 'acme'";
+        assert_eq!(world.database.count(spent).await, told);
+        let reserved = "SELECT reserved FROM balances WHERE tenant_id = 'acme'";
+        assert_eq!(world.database.count(reserved).await, 0);
+        world.database.assert_intact();
+        answered
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_kills_of_the_server_lose_and_double_nothing() {
+    let mut world =
+        World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 1_000_000)]).await;
+    let load = Load::start(&world);
+    for _ in 0..20 {
+        load.advance(15).await;
+        world.server.kill();
+        world.server.restart(&world.database).await;
+        *load.address.write().expect("not poisoned") = world.server.address.clone();
+    }
+    load.advance(15).await;
+    let answered = load.finish(&world).await;
+    println!("{answered} actions through 20 kills of the server");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_of_postgresql_lose_and_double_nothing() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 1_000_000)]).await;
+    let load = Load::start(&world);
+    for _ in 0..5 {
+        load.advance(15).await;
+        let pid = world.database.postmaster();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a process to kill");
+        let begun = Instant::now();
+        while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it is gone");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    load.advance(15).await;
+    let answered = load.finish(&world).await;
+    println!("{answered} actions through 5 kills of PostgreSQL");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_its_database_the_server_says_so_and_recovers_by_itself() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 100)]).await;
+    let mut authority = world.operator.clone().authority;
+    authority.reserve(reserve(1)).await.expect("an answer");
+    let World {
+        server, database, ..
+    } = world;
+    let Database { embedded, folder } = database;
+    embedded.stop().await.expect("PostgreSQL stops");
+
+    let begun = Instant::now();
+    let mut request = tonic::Request::new(reserve(1));
+    request.set_timeout(Duration::from_secs(8));
+    let status = authority.reserve(request).await.expect_err("no database");
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "within the deadline"
+    );
+    reason(&status);
+    let target = format!("http://{}", server.address);
+    let mut ready = true;
+    for _ in 0..100 {
+        ready = remit(&["healthcheck", "--target", &target])
+            .status
+            .success();
+        if !ready {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(!ready, "not ready without a database");
+
+    let embedded =
+        remit::store::embedded::Embedded::start(remit::store::embedded::EmbeddedOptions {
+            data_dir: folder.path().join("data"),
+            postgres_bin: None,
+        });
+    let database = Database {
+        embedded: embedded.await.expect("PostgreSQL starts"),
+        folder,
+    };
+    let answer = persist(|| {
+        let mut client = authority.clone();
+        async move { client.reserve(reserve(1)).await }
+    });
+    assert_eq!(verdict(&answer.await.into_inner()), "ALLOW");
+    database.assert_intact();
+}
