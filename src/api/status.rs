@@ -223,6 +223,8 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
                 ("remaining", remaining.to_string()),
             ],
         ),
+        // Never leaves the core; if it did, nothing was decided.
+        Refusal::KeyUnknown => EngineError::Internal.into(),
         Refusal::AmountOverflow => precondition("AMOUNT_OVERFLOW", "amounts".to_owned(), &[]),
         Refusal::LooseningNotPermitted { target } => denied(
             "LOOSENING_NOT_PERMITTED",

@@ -286,6 +286,7 @@ impl TenantState {
         };
         body = said(body, &answer.verdict);
         if answer.verdict != Verdict::Allow {
+            self.must_know(pinned_key)?;
             answer.balances = lines.iter().map(Line::view).collect();
             body.movements = self.looked_at(&lines);
             answer.seq = Some(self.append(body, now));

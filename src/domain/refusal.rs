@@ -239,6 +239,11 @@ pub enum Refusal {
     /// 64 bits can't hold the result.
     #[error("the amounts are too large to be added up")]
     AmountOverflow,
+    /// Within the core only: the answer would not be a success, and it is not
+    /// known whether the idempotency key has one pinned to it.
+    /// [`super::state::Applied::KeyNeeded`] is what becomes of it.
+    #[error("it is not known whether the idempotency key was used")]
+    KeyUnknown,
     /// A change that lifts a stop, and the caller may not.
     #[error("{target}: this change lifts a stop and needs PERMISSION_LOOSEN")]
     LooseningNotPermitted {

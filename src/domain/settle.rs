@@ -345,6 +345,7 @@ impl TenantState {
             let (decided, lines, held) =
                 self.decide_more(&reservation.subject, &request.additional, lapses_at, now)?;
             if decided != Verdict::Allow {
+                self.must_know(Some(key))?;
                 body = said(body, &decided);
                 body.movements = self.looked_at(&lines);
                 let movements = body.movements.clone();

@@ -53,6 +53,16 @@ impl Needs {
     }
 }
 
+/// What became of a command.
+#[derive(Debug)]
+pub enum Applied {
+    /// It was answered or refused.
+    Done(Result<Answer, Refusal>),
+    /// Nothing: it is no success, and its key has not been looked up. A first
+    /// answer may be pinned to it, which comes before any other answer.
+    KeyNeeded,
+}
+
 /// What a fold wants written, in one transaction with the head.
 #[derive(Debug, Default)]
 pub struct Changes {
@@ -229,14 +239,12 @@ impl TenantState {
 
     /// Takes one command. What it changed is visible to the next one, and
     /// gathered for [`TenantState::take_changes`]. A refusal changes nothing.
-    pub fn apply(
-        &mut self,
-        command: &Command,
-        origin: &Origin,
-        now: Timestamp,
-    ) -> Result<Answer, Refusal> {
+    ///
+    /// A success needs no look-up of its key: writing it fails where the key is
+    /// taken. An answer that writes no key does.
+    pub fn apply(&mut self, command: &Command, origin: &Origin, now: Timestamp) -> Applied {
         let now = now.max(self.tip.time);
-        match command {
+        let result = match command {
             Command::Decide(request) => self.decide(request, origin, now),
             Command::Reserve(request) => self.reserve(request, origin, now),
             Command::Commit(request) => self.commit(request, origin, now),
@@ -245,6 +253,19 @@ impl TenantState {
             Command::Record(request) => self.record(request, origin, now),
             Command::Fund(request) => self.fund(request, origin, now),
             Command::Expire(id) => self.expire(*id, now),
+        };
+        let key = command.key_hash(&self.config.tenant.id);
+        match result {
+            Err(_) if self.must_know(key).is_err() => Applied::KeyNeeded,
+            done => Applied::Done(done),
+        }
+    }
+
+    /// Refuses to go on where a key was not looked up.
+    pub(super) fn must_know(&self, key: Option<KeyHash>) -> Result<(), Refusal> {
+        match key {
+            Some(key) if !self.pins.contains_key(&key) => Err(Refusal::KeyUnknown),
+            _ => Ok(()),
         }
     }
 

@@ -21,7 +21,8 @@ use crate::domain::answer::Answer;
 use crate::domain::id::{ReservationId, TenantId};
 use crate::domain::ledger::Tip;
 use crate::domain::refusal::Refusal;
-use crate::domain::state::{Needs, TenantState};
+use crate::domain::state::{Applied, Needs, TenantState};
+use crate::domain::time::Timestamp;
 use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, hot};
 
 /// Most tenants whose state is kept between batches.
@@ -268,11 +269,15 @@ impl Worker {
 
         let now = now();
         let mut outcomes = Vec::with_capacity(jobs.len());
-        for (tenant, job) in jobs {
-            outcomes.push(match self.cache.get_mut(tenant) {
-                Some(cached) => cached.state.apply(&job.command, &job.origin, now),
-                None => Err(Refusal::TenantNotFound),
-            });
+        for (at, (tenant, job)) in jobs.iter().enumerate() {
+            let mut outcome = self.apply(tenant, job, now);
+            if outcome.is_none() {
+                // Once a batch: the rest of it is looked up too.
+                self.load_needs(conn, &jobs[at..], true).await?;
+                outcome = self.apply(tenant, job, now);
+            }
+            let missing = || StoreError::Corrupt("a key was looked up and is not known".into());
+            outcomes.push(outcome.ok_or_else(missing)?);
         }
 
         let mut writes = Vec::new();
@@ -320,6 +325,17 @@ impl Worker {
         }
         self.settle_cache(&writes);
         Ok(Done { outcomes, written })
+    }
+
+    /// One command; nothing where its key has to be looked up first.
+    fn apply(&mut self, tenant: &TenantId, job: &Job, now: Timestamp) -> Option<Outcome> {
+        let Some(cached) = self.cache.get_mut(tenant) else {
+            return Some(Err(Refusal::TenantNotFound));
+        };
+        match cached.state.apply(&job.command, &job.origin, now) {
+            Applied::Done(outcome) => Some(outcome),
+            Applied::KeyNeeded => None,
+        }
     }
 
     /// No answer leaves on state that was not current: where nothing is written,
