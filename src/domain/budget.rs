@@ -130,6 +130,10 @@ pub struct Credit {
     pub expires_at: Timestamp,
 }
 
+/// Most that can be granted or taken beside an allocation: the difference of any
+/// two such amounts is an amount too.
+const GRANTED_MAX: i64 = i64::MAX / 2;
+
 /// Most expiring credits of one balance.
 pub const CREDITS_MAX: usize = 16;
 
@@ -264,7 +268,16 @@ impl Balance {
 
     /// Adds to, or takes from, what is granted.
     pub fn grant(&mut self, amount: i64) -> Result<(), Overflow> {
-        self.granted = self.granted.checked_add(amount).ok_or(Overflow)?;
+        self.set_granted(i128::from(self.granted) + i128::from(amount))
+    }
+
+    /// Sets what is granted.
+    pub fn set_granted(&mut self, granted: i128) -> Result<(), Overflow> {
+        let granted = i64::try_from(granted).map_err(|_| Overflow)?;
+        if granted.abs() > GRANTED_MAX {
+            return Err(Overflow);
+        }
+        self.granted = granted;
         Ok(())
     }
 
@@ -375,7 +388,8 @@ impl Balance {
                 (lasting + i128::from(skipped) * each).min(each)
             }
         };
-        balance.granted = Amount::clamp(carried + i128::from(credits.get())).get();
+        let granted = carried + i128::from(credits.get());
+        balance.granted = Amount::clamp(granted).get().min(GRANTED_MAX);
         Opening {
             balance,
             previous: Some(closed),

@@ -100,8 +100,7 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
             let Limit::Allocation(allocation) = limit else {
                 return Err(Refusal::BudgetUnlimited);
             };
-            // Both are amounts, so the difference fits.
-            balance.granted = amount.get() - allocation.get();
+            balance.set_granted(i128::from(amount.get()) - i128::from(allocation.get()))?;
             balance.credits.clear();
         }
         FundOperation::ResetSpent => {

@@ -55,6 +55,10 @@ impl Needs {
 
 /// What became of a command.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives only between a command and its answer"
+)]
 pub enum Applied {
     /// It was answered or refused.
     Done(Result<Answer, Refusal>),

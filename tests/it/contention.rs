@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use crate::support::*;
 
 /// Repeats a call with the same content while the answer says that this is safe.
-pub async fn persist<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> T {
+pub(crate) async fn persist<T, F: Future<Output = Result<T, Status>>>(call: impl Fn() -> F) -> T {
     loop {
         match call().await {
             Ok(answer) => return answer,

@@ -123,10 +123,10 @@ async fn twenty_kills_of_the_server_lose_and_double_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kills_of_postgresql_lose_and_double_nothing() {
+async fn twenty_kills_of_postgresql_lose_and_double_nothing() {
     let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 1_000_000)]).await;
     let load = Load::start(&world);
-    for _ in 0..5 {
+    for _ in 0..20 {
         load.advance(15).await;
         let pid = world.database.postmaster();
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("a process to kill");
@@ -138,7 +138,7 @@ async fn kills_of_postgresql_lose_and_double_nothing() {
     }
     load.advance(15).await;
     let answered = load.finish(&world).await;
-    println!("{answered} actions through 5 kills of PostgreSQL");
+    println!("{answered} actions through 20 kills of PostgreSQL");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -23,7 +23,7 @@ use tonic_types::StatusExt as _;
 
 /// Adds the key to every request.
 #[derive(Clone)]
-pub struct Bearer(Option<MetadataValue<Ascii>>);
+pub(crate) struct Bearer(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -40,14 +40,14 @@ type Transport = InterceptedService<Channel, Bearer>;
 
 /// The three services under one key.
 #[derive(Clone)]
-pub struct Client {
-    pub authority: AuthorityClient<Transport>,
-    pub provisioning: ProvisioningClient<Transport>,
-    pub ledger: LedgerClient<Transport>,
+pub(crate) struct Client {
+    pub(crate) authority: AuthorityClient<Transport>,
+    pub(crate) provisioning: ProvisioningClient<Transport>,
+    pub(crate) ledger: LedgerClient<Transport>,
 }
 
 impl Client {
-    pub fn new(address: &str, key: &str) -> Self {
+    pub(crate) fn new(address: &str, key: &str) -> Self {
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .expect("an address")
             .connect_lazy();
@@ -62,19 +62,19 @@ impl Client {
 }
 
 /// A key that no other request has.
-pub fn unique(prefix: &str) -> String {
+pub(crate) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("{prefix}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A PostgreSQL for one test, with its data in a folder of its own.
-pub struct Database {
-    pub embedded: Embedded,
-    pub folder: tempfile::TempDir,
+pub(crate) struct Database {
+    pub(crate) embedded: Embedded,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Database {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let folder = tempfile::Builder::new()
             .prefix("remit-it")
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711))
@@ -89,16 +89,16 @@ impl Database {
         Self { embedded, folder }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.embedded.owner_url()
     }
 
-    pub fn key_file(&self) -> PathBuf {
+    pub(crate) fn key_file(&self) -> PathBuf {
         self.folder.path().join("operator.key")
     }
 
     /// As the database's superuser.
-    pub async fn sql(&self, statement: &'static str) {
+    pub(crate) async fn sql(&self, statement: &'static str) {
         let mut conn = sqlx::PgConnection::connect(&self.url())
             .await
             .expect("a connection");
@@ -108,7 +108,7 @@ impl Database {
             .expect("the statement runs");
     }
 
-    pub async fn count(&self, query: &'static str) -> i64 {
+    pub(crate) async fn count(&self, query: &'static str) -> i64 {
         let mut conn = sqlx::PgConnection::connect(&self.url())
             .await
             .expect("a connection");
@@ -119,7 +119,7 @@ impl Database {
     }
 
     /// The process id of the PostgreSQL server.
-    pub fn postmaster(&self) -> i32 {
+    pub(crate) fn postmaster(&self) -> i32 {
         let file = self.folder.path().join("data/pg/postmaster.pid");
         let text = std::fs::read_to_string(file).expect("a pid file");
         text.lines()
@@ -128,19 +128,19 @@ impl Database {
             .expect("a pid")
     }
 
-    pub fn verify(&self) -> Output {
+    pub(crate) fn verify(&self) -> Output {
         remit(&["verify", "--database-url", &self.url()])
     }
 
     /// Chain and balances agree, as `remit verify` sees it.
-    pub fn assert_intact(&self) {
+    pub(crate) fn assert_intact(&self) {
         let output = self.verify();
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{said}");
     }
 }
 
-pub fn remit(args: &[&str]) -> Output {
+pub(crate) fn remit(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_remit"))
         .args(args)
         .output()
@@ -148,19 +148,19 @@ pub fn remit(args: &[&str]) -> Output {
 }
 
 /// A server process on somebody's database.
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub address: String,
-    pub key: String,
+    pub(crate) address: String,
+    pub(crate) key: String,
     port_file: PathBuf,
 }
 
 impl Server {
-    pub async fn start(database: &Database) -> Self {
+    pub(crate) async fn start(database: &Database) -> Self {
         Self::start_with(database, &[]).await
     }
 
-    pub async fn start_with(database: &Database, more: &[&str]) -> Self {
+    pub(crate) async fn start_with(database: &Database, more: &[&str]) -> Self {
         let port_file = database.folder.path().join(unique("address"));
         let key_file = database.key_file();
         let child = Command::new(env!("CARGO_BIN_EXE_remit"))
@@ -186,22 +186,22 @@ impl Server {
     }
 
     /// Speaks with the operator's key.
-    pub fn operator(&self) -> Client {
+    pub(crate) fn operator(&self) -> Client {
         Client::new(&self.address, &self.key)
     }
 
-    pub fn client(&self, key: &str) -> Client {
+    pub(crate) fn client(&self, key: &str) -> Client {
         Client::new(&self.address, key)
     }
 
     /// As `kill -9` does.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("a process to kill");
         self.child.wait().expect("an end");
     }
 
     /// Starts the same again, on the port that is free then.
-    pub async fn restart(&mut self, database: &Database) {
+    pub(crate) async fn restart(&mut self, database: &Database) {
         let fresh = Self::start(database).await;
         *self = fresh;
     }
@@ -230,14 +230,14 @@ async fn wait_for(file: &Path) -> String {
 }
 
 /// A server on a database of its own, with a tenant that has some budgets.
-pub struct World {
-    pub server: Server,
-    pub database: Database,
-    pub operator: Client,
+pub(crate) struct World {
+    pub(crate) server: Server,
+    pub(crate) database: Database,
+    pub(crate) operator: Client,
 }
 
 impl World {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let database = Database::start().await;
         let server = Server::start(&database).await;
         let operator = server.operator();
@@ -248,13 +248,13 @@ impl World {
         }
     }
 
-    pub async fn with_budgets(budgets: Vec<Budget>) -> Self {
+    pub(crate) async fn with_budgets(budgets: Vec<Budget>) -> Self {
         let world = Self::start().await;
         world.provision("acme", budgets).await;
         world
     }
 
-    pub async fn provision(&self, tenant: &str, budgets: Vec<Budget>) -> ProvisionResponse {
+    pub(crate) async fn provision(&self, tenant: &str, budgets: Vec<Budget>) -> ProvisionResponse {
         let request = ProvisionRequest {
             idempotency_key: unique("provision"),
             tenants: vec![Tenant {
@@ -269,7 +269,12 @@ impl World {
     }
 
     /// A key of a tenant with these permissions.
-    pub async fn key(&self, tenant: &str, permissions: &[Permission], prefix: &str) -> String {
+    pub(crate) async fn key(
+        &self,
+        tenant: &str,
+        permissions: &[Permission],
+        prefix: &str,
+    ) -> String {
         let request = CreateApiKeyRequest {
             idempotency_key: unique("key"),
             api_key: Some(ApiKey {
@@ -285,7 +290,7 @@ impl World {
     }
 }
 
-pub fn budget(scope: &str, unit: Unit, allocation: i64) -> Budget {
+pub(crate) fn budget(scope: &str, unit: Unit, allocation: i64) -> Budget {
     Budget {
         scope: scope.into(),
         unit: unit.into(),
@@ -294,14 +299,14 @@ pub fn budget(scope: &str, unit: Unit, allocation: i64) -> Budget {
     }
 }
 
-pub fn subject(tenant: &str) -> Subject {
+pub(crate) fn subject(tenant: &str) -> Subject {
     Subject {
         tenant: tenant.into(),
         ..Subject::default()
     }
 }
 
-pub fn points(value: i64) -> Vec<Amount> {
+pub(crate) fn points(value: i64) -> Vec<Amount> {
     vec![Amount {
         unit: Unit::RiskPoints.into(),
         value,
@@ -309,7 +314,7 @@ pub fn points(value: i64) -> Vec<Amount> {
 }
 
 /// A Reserve of some risk points for tenant acme.
-pub fn reserve(value: i64) -> ReserveRequest {
+pub(crate) fn reserve(value: i64) -> ReserveRequest {
     ReserveRequest {
         idempotency_key: unique("reserve"),
         subject: Some(subject("acme")),
@@ -322,7 +327,7 @@ pub fn reserve(value: i64) -> ReserveRequest {
     }
 }
 
-pub fn commit(reservation: &str, actual: Vec<Amount>) -> CommitRequest {
+pub(crate) fn commit(reservation: &str, actual: Vec<Amount>) -> CommitRequest {
     CommitRequest {
         idempotency_key: unique("commit"),
         reservation_id: reservation.into(),
@@ -332,7 +337,7 @@ pub fn commit(reservation: &str, actual: Vec<Amount>) -> CommitRequest {
     }
 }
 
-pub fn release(reservation: &str) -> ReleaseRequest {
+pub(crate) fn release(reservation: &str) -> ReleaseRequest {
     ReleaseRequest {
         idempotency_key: unique("release"),
         reservation_id: reservation.into(),
@@ -342,7 +347,7 @@ pub fn release(reservation: &str) -> ReleaseRequest {
 }
 
 /// The code of the first reason, or ALLOW.
-pub fn verdict(answer: &ReserveResponse) -> String {
+pub(crate) fn verdict(answer: &ReserveResponse) -> String {
     match answer.reasons.first() {
         Some(reason) => reason.code.clone(),
         None => answer.decision().as_str_name().replace("DECISION_", ""),
@@ -350,7 +355,7 @@ pub fn verdict(answer: &ReserveResponse) -> String {
 }
 
 /// `google.rpc.ErrorInfo.reason`, after checking that it is one of ours.
-pub fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     let info = details.error_info().expect("an ErrorInfo");
     assert_eq!(info.domain, "remit");
