@@ -63,11 +63,8 @@ impl Caller {
         if self.key.permissions.contains(permission) && fits {
             return Ok(());
         }
-        Err(status::denied(
-            "PERMISSION_MISSING",
-            format!("the API key lacks PERMISSION_{permission}"),
-            &[("permission", format!("PERMISSION_{permission}"))],
-        ))
+        let message = format!("the API key lacks PERMISSION_{permission}");
+        Err(status::permission_missing(permission, message))
     }
 
     /// What the engine is told of the caller.
@@ -103,39 +100,18 @@ impl Caller {
         self.key.tenant.clone().unwrap_or_else(TenantId::system)
     }
 
-    /// The tenant that a request is about: the one that it names, else the
-    /// key's own. Another tenant than the key's is one that does not exist.
-    pub fn tenant_of(&self, field: &str, named: &str) -> Result<TenantId, Status> {
-        let named = match named {
-            "" => None,
-            named => {
-                let mut fields = Fields::default();
-                let parsed = fields.take(field, TenantId::parse(named));
-                Some(fields.finish(parsed)?)
-            }
-        };
-        match (named, &self.key.tenant) {
-            (None, Some(own)) => Ok(own.clone()),
-            (Some(named), Some(own)) if named == *own => Ok(named),
-            (Some(_), Some(_)) => Err(status::of_refusal(&Refusal::TenantNotFound)),
-            (Some(named), None) => Ok(named),
-            (None, None) => {
-                let mut fields = Fields::default();
-                fields.bad(field, "named: the API key belongs to no tenant");
-                fields.finish(None)
-            }
+    /// The tenant that a message names, else the key's own; an operator may also
+    /// name the operators' own chain. [`Self::may_see`] comes after it.
+    pub fn chain_in(&self, fields: &mut Fields, field: &str, named: &str) -> Option<TenantId> {
+        let system = TenantId::system();
+        if self.key.tenant.is_none() && named.eq_ignore_ascii_case(system.as_str()) {
+            return Some(system);
         }
+        fields.tenant(field, named, self.key.tenant.as_ref())
     }
 
-    /// The same where an operator may also name the operators' own chain.
-    pub fn chain_of(&self, field: &str, named: &str) -> Result<TenantId, Status> {
-        if named == TenantId::system().as_str() && self.key.tenant.is_none() {
-            return Ok(TenantId::system());
-        }
-        self.tenant_of(field, named)
-    }
-
-    /// Whether a tenant is the caller's to see.
+    /// Whether a tenant is the caller's to see. Another one than the key's is one
+    /// that does not exist.
     pub fn may_see(&self, tenant: &TenantId) -> Result<(), Status> {
         match &self.key.tenant {
             Some(own) if own != tenant => Err(status::of_refusal(&Refusal::TenantNotFound)),

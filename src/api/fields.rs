@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::status;
 use crate::domain::amount::{Amount, Amounts, Unit};
-use crate::domain::id::{IdempotencyKey, Malformed, Name, ReservationId};
+use crate::domain::id::{IdempotencyKey, Malformed, Name, ReservationId, TenantId};
 use crate::domain::request::Metadata;
 use crate::domain::time::Timestamp;
 use crate::proto;
@@ -45,6 +45,18 @@ impl Fields {
         }
     }
 
+    /// The tenant that a message names, else the key's own. Whether the caller may
+    /// see it is another question: [`super::auth::Caller::may_see`].
+    pub fn tenant(&mut self, field: &str, named: &str, own: Option<&TenantId>) -> Option<TenantId> {
+        if !named.is_empty() {
+            return self.take(field, TenantId::parse(named));
+        }
+        if own.is_none() {
+            self.bad(field, "named: the API key belongs to no tenant");
+        }
+        own.cloned()
+    }
+
     /// A required idempotency key.
     pub fn key(&mut self, text: &str) -> Option<IdempotencyKey> {
         self.take("idempotency_key", IdempotencyKey::parse(text))
@@ -63,10 +75,13 @@ impl Fields {
         self.take(field, Name::parse(text))
     }
 
-    /// Text of bounded length.
+    /// Text of bounded length, without the character that PostgreSQL can't store.
     pub fn text(&mut self, field: &str, text: String, most: usize) -> Box<str> {
         if text.len() > most {
             self.bad(field, format!("at most {most} bytes"));
+        }
+        if text.contains('\0') {
+            self.bad(field, "free of the character U+0000");
         }
         text.into()
     }
@@ -84,9 +99,12 @@ impl Fields {
                 return None;
             }
             Ok(proto::Unit::Unspecified) | Err(_) => {
+                let and_calls = if calls { ", UNIT_CALLS" } else { "" };
                 self.bad(
                     field,
-                    "one of UNIT_RISK_POINTS, UNIT_USD_MICROCENTS, UNIT_TOKENS, UNIT_CREDITS, UNIT_CALLS",
+                    format!(
+                        "one of UNIT_RISK_POINTS, UNIT_USD_MICROCENTS, UNIT_TOKENS, UNIT_CREDITS{and_calls}"
+                    ),
                 );
                 return None;
             }
@@ -149,14 +167,14 @@ impl Fields {
             return Metadata::new();
         }
         let mut metadata = BTreeMap::new();
-        for (key, value) in map {
-            if key.is_empty() || key.len() > 128 {
-                self.bad(field, "made of keys of 1 to 128 bytes");
+        // By key, so that the same message is always answered the same.
+        for (key, value) in map.into_iter().collect::<BTreeMap<_, _>>() {
+            if key.is_empty() || key.len() > 128 || key.contains('\0') {
+                self.bad(field, "made of keys of 1 to 128 bytes without U+0000");
+                continue;
             }
-            if value.len() > 256 {
-                self.bad(format!("{field}[{key}]"), "at most 256 bytes");
-            }
-            metadata.insert(key.into(), value.into());
+            let value = self.text(&format!("{field}[{key}]"), value, 256);
+            metadata.insert(key.into(), value);
         }
         metadata
     }

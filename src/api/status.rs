@@ -10,6 +10,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, PreconditionViolation, StatusExt as _};
 
+use crate::domain::permission::Permission;
 use crate::domain::refusal::Refusal;
 use crate::engine::EngineError;
 
@@ -34,23 +35,57 @@ fn status(
     Status::with_error_details(code, message, details)
 }
 
+/// The whole text of every INTERNAL, the same as that of the layers.
+const INTERNAL_TEXT: &str = "internal error: the log has the cause under this request id";
+
 fn plain(_: &mut ErrorDetails) {}
 
-/// INVALID_ARGUMENT, naming every bad field.
+/// Most bytes of the field violations of one answer. Details travel in a trailer,
+/// and clients on grpc-core (Python, C++, Ruby, PHP) take 8 KiB of them, in base64.
+const VIOLATIONS_BYTES_MAX: usize = 3_000;
+/// Most bytes of one violation's text.
+const VIOLATION_BYTES_MAX: usize = 400;
+/// Violations that the message repeats: the details name them all.
+const VIOLATIONS_IN_MESSAGE: usize = 3;
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(VIOLATION_BYTES_MAX)]
+}
+
+/// INVALID_ARGUMENT, naming every bad field; where a trailer can't hold them all,
+/// the first ones and how many more there are.
 pub fn invalid(violations: &[(String, String)]) -> Status {
-    let named: Vec<_> = violations
+    let mut bytes = 0;
+    let fitting = violations
         .iter()
-        .map(|(field, wants)| format!("{field} must be {wants}"))
-        .collect();
-    let fields: Vec<_> = violations
+        .take_while(|(field, wants)| {
+            // What protobuf puts around each is less than this.
+            bytes += cut(field).len() + cut(wants).len() + 20;
+            bytes <= VIOLATIONS_BYTES_MAX
+        })
+        .count();
+    let fitting = &violations[..fitting];
+    let named: Vec<_> = fitting
         .iter()
-        .map(|(field, wants)| FieldViolation::new(field, format!("must be {wants}")))
+        .take(VIOLATIONS_IN_MESSAGE)
+        .map(|(field, wants)| format!("{} must be {}", cut(field), cut(wants)))
         .collect();
-    let metadata = match violations.first() {
-        Some((field, _)) => vec![("field", field.clone())],
-        None => Vec::new(),
-    };
-    let message = named.join("; ");
+    let fields: Vec<_> = fitting
+        .iter()
+        .map(|(field, wants)| FieldViolation::new(cut(field), format!("must be {}", cut(wants))))
+        .collect();
+    let mut metadata = Vec::new();
+    if let Some((field, _)) = fitting.first() {
+        metadata.push(("field", cut(field).to_owned()));
+    }
+    if fitting.len() < violations.len() {
+        let unnamed = violations.len() - fitting.len();
+        metadata.push(("violations_not_named", unnamed.to_string()));
+    }
+    let mut message = named.join("; ");
+    if named.len() < violations.len() {
+        message.push_str(&format!("; and {} more", violations.len() - named.len()));
+    }
     status(
         Code::InvalidArgument,
         "INVALID_REQUEST",
@@ -66,6 +101,12 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
 /// revoked: the answer must not tell which.
 pub fn unauthenticated(reason: &str, message: &str) -> Status {
     status(Code::Unauthenticated, reason, message, &[], plain)
+}
+
+/// PERMISSION_DENIED / PERMISSION_MISSING, naming what is missing.
+pub fn permission_missing(permission: Permission, message: impl Into<String>) -> Status {
+    let metadata = [("permission", format!("PERMISSION_{permission}"))];
+    denied("PERMISSION_MISSING", message, &metadata)
 }
 
 /// PERMISSION_DENIED.
@@ -122,9 +163,7 @@ impl From<EngineError> for Status {
                     details.set_retry_info(Some(Duration::from_millis(100)));
                 },
             ),
-            EngineError::Internal => {
-                status(Code::Internal, "INTERNAL", "internal error", &[], plain)
-            }
+            EngineError::Internal => status(Code::Internal, "INTERNAL", INTERNAL_TEXT, &[], plain),
         }
     }
 }
@@ -132,7 +171,9 @@ impl From<EngineError> for Status {
 /// A refusal by the core.
 pub fn of_refusal(refusal: &Refusal) -> Status {
     let message = refusal.to_string();
-    let not_found = |reason| status(Code::NotFound, reason, message.clone(), &[], plain);
+    let not_found = |reason, metadata: &[(&str, String)]| {
+        status(Code::NotFound, reason, message.clone(), metadata, plain)
+    };
     let argument = |reason, field: &str, metadata: &[(&str, String)]| {
         let violation = FieldViolation::new(field, message.clone());
         status(
@@ -158,11 +199,25 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         )
     };
     match refusal {
-        Refusal::TenantNotFound => not_found("TENANT_NOT_FOUND"),
-        Refusal::ReservationNotFound(_) => not_found("RESERVATION_NOT_FOUND"),
-        Refusal::BudgetNotFound { .. } => not_found("BUDGET_NOT_FOUND"),
-        Refusal::EntryNotFound => not_found("ENTRY_NOT_FOUND"),
-        Refusal::ApiKeyNotFound => not_found("API_KEY_NOT_FOUND"),
+        Refusal::TenantNotFound => not_found("TENANT_NOT_FOUND", &[]),
+        Refusal::ReservationNotFound(id) => not_found(
+            "RESERVATION_NOT_FOUND",
+            &[("reservation_id", id.to_string())],
+        ),
+        Refusal::BudgetNotFound {
+            scope,
+            unit,
+            period,
+        } => not_found(
+            "BUDGET_NOT_FOUND",
+            &[
+                ("scope", scope.to_string()),
+                ("unit", unit.to_string()),
+                ("period", period.to_string()),
+            ],
+        ),
+        Refusal::EntryNotFound => not_found("ENTRY_NOT_FOUND", &[]),
+        Refusal::ApiKeyNotFound => not_found("API_KEY_NOT_FOUND", &[]),
         Refusal::IdempotencyMismatch { field } => {
             let metadata = [("field", (*field).to_owned())];
             status(
@@ -173,11 +228,32 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
                 plain,
             )
         }
-        Refusal::UnitMismatch { field, unit, .. } => {
-            argument("UNIT_MISMATCH", field, &[("unit", unit.to_string())])
+        Refusal::UnitMismatch {
+            field,
+            unit,
+            counted,
+        } => {
+            let counted: Vec<_> = counted.iter().map(|unit| unit.as_str()).collect();
+            argument(
+                "UNIT_MISMATCH",
+                field,
+                &[
+                    ("field", (*field).to_owned()),
+                    ("unit", unit.to_string()),
+                    ("counted", counted.join(",")),
+                ],
+            )
         }
-        Refusal::LeaseTooLong => argument("LEASE_TOO_LONG", "extend_by", &[]),
-        Refusal::CreditExpired => argument("INVALID_REQUEST", "expire_time", &[]),
+        Refusal::LeaseTooLong => argument(
+            "LEASE_TOO_LONG",
+            "extend_by",
+            &[("field", "extend_by".to_owned())],
+        ),
+        Refusal::CreditExpired => argument(
+            "INVALID_REQUEST",
+            "expire_time",
+            &[("field", "expire_time".to_owned())],
+        ),
         Refusal::ReservationExpired { at } => precondition(
             "RESERVATION_EXPIRED",
             "reservation".to_owned(),
@@ -193,15 +269,33 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
             "reservation".to_owned(),
             &[("state", (*state).to_owned())],
         ),
-        Refusal::OverageRejected { unit, .. } => precondition(
+        Refusal::OverageRejected {
+            unit,
+            actual,
+            reserved,
+        } => precondition(
             "OVERAGE_REJECTED",
             "reservation".to_owned(),
-            &[("unit", unit.to_string())],
+            &[
+                ("unit", unit.to_string()),
+                ("actual", actual.to_string()),
+                ("reserved", reserved.to_string()),
+            ],
         ),
-        Refusal::OverdraftLimitExceeded { scope, unit, .. } => precondition(
+        Refusal::OverdraftLimitExceeded {
+            scope,
+            unit,
+            debt,
+            limit,
+        } => precondition(
             "OVERDRAFT_LIMIT_EXCEEDED",
             scope.to_string(),
-            &[("scope", scope.to_string()), ("unit", unit.to_string())],
+            &[
+                ("scope", scope.to_string()),
+                ("unit", unit.to_string()),
+                ("debt", debt.to_string()),
+                ("limit", limit.to_string()),
+            ],
         ),
         Refusal::TooManyExtensions => {
             precondition("TOO_MANY_EXTENSIONS", "reservation".to_owned(), &[])
@@ -231,5 +325,38 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
             message.clone(),
             &[("target", target.clone())],
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thousand_mistakes_fit_into_a_trailer() {
+        let long = "x".repeat(50_000);
+        let violations: Vec<_> = (0..1_000)
+            .map(|at| {
+                (
+                    format!("budgets[{at}].scope"),
+                    "a scope that names its tenant".to_owned(),
+                )
+            })
+            .chain([(long.clone(), long)])
+            .collect();
+        for violations in [&violations[..], &violations[999..]] {
+            let status = invalid(violations);
+            let sent = status.message().len() + status.details().len() * 4 / 3;
+            assert!(sent < 8_000, "{sent} bytes");
+            let details = status.get_error_details();
+            let named = details
+                .bad_request()
+                .map_or(0, |bad| bad.field_violations.len());
+            assert!(named > 0);
+            let info = details.error_info().map(|info| info.metadata.clone());
+            let unnamed = info.unwrap_or_default().remove("violations_not_named");
+            let unnamed = unnamed.map_or(0, |count| count.parse().unwrap_or(0));
+            assert_eq!(named + unnamed, violations.len());
+        }
     }
 }

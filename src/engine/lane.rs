@@ -302,6 +302,11 @@ impl Worker {
                 changes,
             });
         }
+        // Before anything is written: a batch that is redone must have left
+        // nothing behind.
+        if !is_locked && !read_only.is_empty() {
+            self.confirm(conn, &read_only).await?;
+        }
         let written: Vec<Written> = writes
             .iter()
             .map(|write| (write.tenant.clone(), write.head.tip.seq))
@@ -319,9 +324,6 @@ impl Worker {
                 });
             }
             return Err(error);
-        }
-        if !is_locked && !read_only.is_empty() {
-            self.confirm(conn, &read_only).await?;
         }
         self.settle_cache(&writes);
         Ok(Done { outcomes, written })

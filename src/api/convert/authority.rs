@@ -41,10 +41,7 @@ fn subject(
         toolset,
         dimensions,
     } = message;
-    let tenant = match own {
-        Some(own) if tenant.is_empty() => Some(own.clone()),
-        _ => fields.take("subject.tenant", TenantId::parse(&tenant)),
-    };
+    let tenant = fields.tenant("subject.tenant", &tenant, own);
     let levels = Levels {
         workspace: fields.name("subject.workspace", &workspace),
         app: fields.name("subject.app", &app),
@@ -53,7 +50,8 @@ fn subject(
         toolset: fields.name("subject.toolset", &toolset),
     };
     let mut parsed = BTreeMap::new();
-    for (key, value) in dimensions {
+    // By key, so that the same message is always answered the same.
+    for (key, value) in dimensions.into_iter().collect::<BTreeMap<_, _>>() {
         if let Err(Malformed(wants)) = dimension_key(&key) {
             fields.bad("subject.dimensions", format!("made of keys of {wants}"));
             continue;
@@ -63,7 +61,11 @@ fn subject(
             parsed.insert(key.into(), value);
         }
     }
-    fields.take("subject.dimensions", Subject::new(tenant?, levels, parsed))
+    // Their number is checked with the rest: also where the tenant is bad.
+    let tenant_or_any = tenant.clone().unwrap_or_else(TenantId::system);
+    let subject = Subject::new(tenant_or_any, levels, parsed);
+    let subject = fields.take("subject.dimensions", subject);
+    tenant.and(subject)
 }
 
 fn action(fields: &mut Fields, message: Option<proto::Action>) -> Option<Action> {
@@ -204,17 +206,21 @@ pub fn reserve(message: proto::ReserveRequest, own: Option<&TenantId>) -> Result
     fields.finish(made)
 }
 
-/// Takes a CommitRequest.
-pub fn commit(message: proto::CommitRequest) -> Result<Commit, Status> {
+/// Takes a CommitRequest, and the tenant that it is about.
+pub fn commit(
+    message: proto::CommitRequest,
+    own: Option<&TenantId>,
+) -> Result<(TenantId, Commit), Status> {
     let proto::CommitRequest {
         idempotency_key,
         reservation_id,
         actual,
         metrics: metrics_message,
         metadata,
-        tenant: _,
+        tenant,
     } = message;
     let mut fields = Fields::default();
+    let tenant = fields.tenant("tenant", &tenant, own);
     let key = fields.key(&idempotency_key);
     let reservation = fields.reservation(&reservation_id);
     let actual = fields.amounts("actual", actual);
@@ -227,18 +233,22 @@ pub fn commit(message: proto::CommitRequest) -> Result<Commit, Status> {
         metrics,
         metadata,
     });
-    fields.finish(made)
+    fields.finish(tenant.zip(made))
 }
 
-/// Takes a ReleaseRequest.
-pub fn release(message: proto::ReleaseRequest) -> Result<Release, Status> {
+/// Takes a ReleaseRequest, and the tenant that it is about.
+pub fn release(
+    message: proto::ReleaseRequest,
+    own: Option<&TenantId>,
+) -> Result<(TenantId, Release), Status> {
     let proto::ReleaseRequest {
         idempotency_key,
         reservation_id,
         reason,
-        tenant: _,
+        tenant,
     } = message;
     let mut fields = Fields::default();
+    let tenant = fields.tenant("tenant", &tenant, own);
     let key = fields.key(&idempotency_key);
     let reservation = fields.reservation(&reservation_id);
     let reason = fields.text("reason", reason, 256);
@@ -247,26 +257,34 @@ pub fn release(message: proto::ReleaseRequest) -> Result<Release, Status> {
         reservation,
         reason,
     });
-    fields.finish(made)
+    fields.finish(tenant.zip(made))
 }
 
-/// Takes an ExtendRequest.
-pub fn extend(message: proto::ExtendRequest) -> Result<Extend, Status> {
+/// Takes an ExtendRequest, and the tenant that it is about.
+pub fn extend(
+    message: proto::ExtendRequest,
+    own: Option<&TenantId>,
+) -> Result<(TenantId, Extend), Status> {
     let proto::ExtendRequest {
         idempotency_key,
         reservation_id,
         extend_by,
         additional,
-        tenant: _,
+        tenant,
     } = message;
     let mut fields = Fields::default();
+    let tenant = fields.tenant("tenant", &tenant, own);
     let key = fields.key(&idempotency_key);
     let reservation = fields.reservation(&reservation_id);
+    let named = extend_by.is_some();
     let by = fields.duration("extend_by", extend_by);
     let by = by.and_then(|by| fields.take("extend_by", ExtendBy::new(by)));
+    // One mistake of it is enough.
+    let malformed = named && by.is_none();
     let by = by.unwrap_or_default();
+    let nothing_more = additional.is_empty();
     let additional = fields.amounts("additional", additional);
-    if by == ExtendBy::default() && additional.is_empty() {
+    if by == ExtendBy::default() && nothing_more && !malformed {
         fields.bad(
             "extend_by",
             "more than 0s where nothing additional is asked",
@@ -278,11 +296,14 @@ pub fn extend(message: proto::ExtendRequest) -> Result<Extend, Status> {
         by,
         additional,
     });
-    fields.finish(made)
+    fields.finish(tenant.zip(made))
 }
 
-/// Takes a RecordRequest.
-pub fn record(message: proto::RecordRequest, own: Option<&TenantId>) -> Result<Record, Status> {
+/// Takes a RecordRequest, and the tenant that it is about.
+pub fn record(
+    message: proto::RecordRequest,
+    own: Option<&TenantId>,
+) -> Result<(TenantId, Record), Status> {
     let proto::RecordRequest {
         idempotency_key,
         subject: subject_message,
@@ -293,36 +314,49 @@ pub fn record(message: proto::RecordRequest, own: Option<&TenantId>) -> Result<R
         context: context_message,
         metadata,
         reservation_id,
-        tenant: _,
+        tenant: named,
     } = message;
     let mut fields = Fields::default();
     let key = fields.key(&idempotency_key);
     let of = if reservation_id.is_empty() {
         let subject = subject(&mut fields, subject_message, own);
         let action = action(&mut fields, action_message);
-        subject.zip(action).map(|of| RecordOf::Action(Box::new(of)))
+        if !named.is_empty() {
+            let named = fields.take("tenant", TenantId::parse(&named));
+            let tenant = subject.as_ref().map(|subject| &subject.tenant);
+            if named.is_some() && tenant.is_some() && named.as_ref() != tenant {
+                fields.bad("tenant", "the subject's tenant, or empty");
+            }
+        }
+        let of = subject.zip(action);
+        of.map(|of| (of.0.tenant.clone(), RecordOf::Action(Box::new(of))))
     } else {
+        let tenant = fields.tenant("tenant", &named, own);
         if subject_message.is_some() {
             fields.bad("subject", "empty together with reservation_id");
         }
         if action_message.is_some() {
             fields.bad("action", "empty together with reservation_id");
         }
-        fields.reservation(&reservation_id).map(RecordOf::Expired)
+        let reservation = fields.reservation(&reservation_id);
+        tenant.zip(reservation.map(RecordOf::Expired))
     };
     let amounts: Amounts = fields.amounts("amounts", amounts);
     let overage_policy = parse_overage_policy(&mut fields, "overage_policy", overage_policy);
     let metrics = metrics(&mut fields, metrics_message);
     let context = context(&mut fields, context_message);
     let metadata = fields.metadata("metadata", metadata);
-    let made = key.zip(of).map(|(key, of)| Record {
-        key,
-        of,
-        amounts,
-        overage_policy,
-        metrics,
-        context,
-        metadata,
+    let made = key.zip(of).map(|(key, (tenant, of))| {
+        let record = Record {
+            key,
+            of,
+            amounts,
+            overage_policy,
+            metrics,
+            context,
+            metadata,
+        };
+        (tenant, record)
     });
     fields.finish(made)
 }

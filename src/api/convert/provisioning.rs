@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 
-use prost::Message as _;
 use tonic::Status;
 
 use super::{budget_state, overage_policy, parse_overage_policy, parse_period, period, time, unit};
@@ -67,43 +66,24 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
     };
     let mut seen = HashSet::new();
     for (at, tenant) in tenants.into_iter().enumerate() {
-        let field = format!("tenants[{at}]");
-        if let Some(spec) = tenant_spec(&mut fields, &field, tenant) {
-            if !seen.insert(spec.id.clone()) {
-                fields.bad(format!("{field}.tenant"), "named once in a document");
-            }
-            document.tenants.push(spec);
-        }
+        let spec = tenant_spec(&mut fields, &format!("tenants[{at}]"), tenant, &mut seen);
+        document.tenants.extend(spec);
     }
     let mut seen = HashSet::new();
     for (at, budget) in budgets.into_iter().enumerate() {
-        let field = format!("budgets[{at}]");
-        if let Some(spec) = budget_spec(&mut fields, &field, budget) {
-            if !seen.insert(spec.key.clone()) {
-                fields.bad(
-                    format!("{field}.scope"),
-                    "named once in a document with its unit and period",
-                );
-            }
-            document.budgets.push(spec);
-        }
+        let spec = budget_spec(&mut fields, &format!("budgets[{at}]"), budget, &mut seen);
+        document.budgets.extend(spec);
     }
     for (at, budget) in absent_budgets.into_iter().enumerate() {
-        let field = format!("absent_budgets[{at}]");
+        let at = format!("absent_budgets[{at}]");
         let proto::BudgetRef {
             scope,
             unit,
             period,
         } = budget;
-        if let Some(key) = budget_key(&mut fields, &field, &scope, unit, period) {
-            if !seen.insert(key.clone()) {
-                fields.bad(
-                    format!("{field}.scope"),
-                    "named once in a document with its unit and period",
-                );
-            }
-            document.absent_budgets.push(key);
-        }
+        let key = budget_key(&mut fields, &at, &scope, unit, period);
+        budget_once(&mut fields, &at, key.as_ref(), &mut seen);
+        document.absent_budgets.extend(key);
     }
     fields.finish(Some(Asked {
         document,
@@ -122,8 +102,6 @@ fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
         }
         Digest::of(&bytes)
     }
-    let only = |part: proto::ProvisionRequest| part.encode_to_vec().len();
-    debug_assert!(only(proto::ProvisionRequest::default()) == 0);
     vec![
         ("tenants".into(), of(&message.tenants)),
         ("budgets".into(), of(&message.budgets)),
@@ -131,7 +109,12 @@ fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
     ]
 }
 
-fn tenant_spec(fields: &mut Fields, at: &str, message: proto::Tenant) -> Option<TenantSpec> {
+fn tenant_spec(
+    fields: &mut Fields,
+    at: &str,
+    message: proto::Tenant,
+    seen: &mut HashSet<TenantId>,
+) -> Option<TenantSpec> {
     let proto::Tenant {
         tenant,
         display_name,
@@ -141,27 +124,32 @@ fn tenant_spec(fields: &mut Fields, at: &str, message: proto::Tenant) -> Option<
         create_time: _,
     } = message;
     let id = fields.take(&format!("{at}.tenant"), TenantId::parse(&tenant));
+    if id.as_ref().is_some_and(|id| !seen.insert(id.clone())) {
+        fields.bad(format!("{at}.tenant"), "named once in a document");
+    }
     let display_name = fields.text(&format!("{at}.display_name"), display_name, 256);
     let state = match proto::TenantState::try_from(state) {
-        Ok(proto::TenantState::Unspecified | proto::TenantState::Active) => TenantState::Active,
-        Ok(proto::TenantState::Suspended) => TenantState::Suspended,
-        Ok(proto::TenantState::Closed) => TenantState::Closed,
+        Ok(proto::TenantState::Unspecified | proto::TenantState::Active) => {
+            Some(TenantState::Active)
+        }
+        Ok(proto::TenantState::Suspended) => Some(TenantState::Suspended),
+        Ok(proto::TenantState::Closed) => Some(TenantState::Closed),
         Err(_) => {
             fields.bad(format!("{at}.state"), "a known TenantState");
-            return None;
+            None
         }
     };
-    let unprovisioned_rule = match proto::UnprovisionedRule::try_from(unprovisioned_rule) {
+    let rule = match proto::UnprovisionedRule::try_from(unprovisioned_rule) {
         Ok(
             proto::UnprovisionedRule::Unspecified | proto::UnprovisionedRule::RequireToolsetBudget,
-        ) => UnprovisionedRule::RequireToolsetBudget,
-        Ok(proto::UnprovisionedRule::RequireAnyBudget) => UnprovisionedRule::RequireAnyBudget,
+        ) => Some(UnprovisionedRule::RequireToolsetBudget),
+        Ok(proto::UnprovisionedRule::RequireAnyBudget) => Some(UnprovisionedRule::RequireAnyBudget),
         Err(_) => {
             fields.bad(
                 format!("{at}.unprovisioned_rule"),
                 "a known UnprovisionedRule",
             );
-            return None;
+            None
         }
     };
     let field = format!("{at}.default_overage_policy");
@@ -170,8 +158,8 @@ fn tenant_spec(fields: &mut Fields, at: &str, message: proto::Tenant) -> Option<
         id: id?,
         settings: Settings {
             display_name,
-            state,
-            unprovisioned_rule,
+            state: state?,
+            unprovisioned_rule: rule?,
             default_overage_policy: default_overage_policy
                 .unwrap_or(OveragePolicy::AllowIfAvailable),
         },
@@ -201,7 +189,25 @@ fn budget_key(
     })
 }
 
-fn budget_spec(fields: &mut Fields, at: &str, message: proto::Budget) -> Option<BudgetSpec> {
+/// Notes a budget that stands in the document already, present or absent.
+fn budget_once(
+    fields: &mut Fields,
+    at: &str,
+    key: Option<&BudgetKey>,
+    seen: &mut HashSet<BudgetKey>,
+) {
+    if key.is_some_and(|key| !seen.insert(key.clone())) {
+        let once = "named once in a document with its unit and period";
+        fields.bad(format!("{at}.scope"), once);
+    }
+}
+
+fn budget_spec(
+    fields: &mut Fields,
+    at: &str,
+    message: proto::Budget,
+    seen: &mut HashSet<BudgetKey>,
+) -> Option<BudgetSpec> {
     let proto::Budget {
         scope,
         unit,
@@ -214,7 +220,9 @@ fn budget_spec(fields: &mut Fields, at: &str, message: proto::Budget) -> Option<
         create_time: _,
     } = message;
     let key = budget_key(fields, at, &scope, unit, period);
-    let of = key.as_ref().map_or(Period::Daily, |key| key.period);
+    budget_once(fields, at, key.as_ref(), seen);
+    // Its mistake, if any, was noted with the key's.
+    let of = parse_period(&mut Fields::default(), "period", period).unwrap_or(Period::Daily);
     let calendar = fields.take(&format!("{at}.time_zone"), Calendar::new(of, &time_zone));
     let limit = match limit {
         Some(proto::budget::Limit::Allocation(amount)) => fields
@@ -431,9 +439,11 @@ pub fn budget(budget: &Budget) -> proto::Budget {
     }
 }
 
-/// A key as it was asked for, but for its tenant and its random parts.
+/// A key as it was asked for, but for its random parts.
 #[derive(Debug)]
 pub struct AskedKey {
+    /// Nothing for an operator's.
+    pub tenant: Option<TenantId>,
     /// Makes a retry safe.
     pub idempotency_key: IdempotencyKey,
     /// For people.
@@ -446,10 +456,11 @@ pub struct AskedKey {
     pub expires_at: Option<Timestamp>,
 }
 
-/// Takes a CreateApiKeyRequest; the tenant that it names is the caller's to
-/// check.
+/// Takes a CreateApiKeyRequest. A caller without a tenant may make another
+/// operator's key.
 pub fn create_api_key(
     message: proto::CreateApiKeyRequest,
+    own: Option<&TenantId>,
     now: Timestamp,
 ) -> Result<AskedKey, Status> {
     let proto::CreateApiKeyRequest {
@@ -460,7 +471,7 @@ pub fn create_api_key(
     let idempotency_key = fields.key(&idempotency_key);
     let Some(proto::ApiKey {
         key_id,
-        tenant: _,
+        tenant,
         display_name,
         permissions,
         subject_prefix,
@@ -475,6 +486,10 @@ pub fn create_api_key(
     if !key_id.is_empty() {
         fields.bad("api_key.key_id", "empty: the server makes it");
     }
+    let tenant = match (tenant.as_str(), own) {
+        ("", None) => None,
+        (named, _) => fields.tenant("api_key.tenant", named, own),
+    };
     let display_name = fields.text("api_key.display_name", display_name, 256);
     let mut set = Vec::new();
     for (at, value) in permissions.iter().enumerate() {
@@ -502,6 +517,7 @@ pub fn create_api_key(
         fields.bad("api_key.expire_time", "in the future");
     }
     let made = idempotency_key.map(|idempotency_key| AskedKey {
+        tenant,
         idempotency_key,
         display_name,
         permissions: set.into_iter().collect(),
@@ -565,4 +581,85 @@ pub fn key_id(text: &str) -> Result<KeyId, Status> {
     let mut fields = Fields::default();
     let id = fields.take("key_id", KeyId::parse(text));
     fields.finish(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    fn named(status: &Status) -> Vec<String> {
+        let details = status.get_error_details();
+        let violations = details.bad_request().map(|bad| &bad.field_violations);
+        let fields = violations.into_iter().flatten();
+        let mut named: Vec<_> = fields.map(|violation| violation.field.clone()).collect();
+        named.sort_unstable();
+        named
+    }
+
+    #[test]
+    fn every_mistake_of_a_document_is_named_at_once() {
+        let tenant = |display_name: &str, state| proto::Tenant {
+            tenant: "Acme".into(),
+            display_name: display_name.into(),
+            state,
+            unprovisioned_rule: state,
+            ..proto::Tenant::default()
+        };
+        let budget = |unit, limit| proto::Budget {
+            scope: "tenant:acme".into(),
+            unit,
+            limit,
+            time_zone: "Europe/Berlin".into(),
+            ..proto::Budget::default()
+        };
+        let status = provision(proto::ProvisionRequest {
+            idempotency_key: "k".into(),
+            tenants: vec![tenant("a", 0), tenant("\0", 9)],
+            budgets: vec![budget(9, None)],
+            ..proto::ProvisionRequest::default()
+        });
+        assert_eq!(
+            named(&status.expect_err("a refusal")),
+            [
+                "budgets[0].allocation",
+                "budgets[0].time_zone",
+                "budgets[0].unit",
+                "tenants[1].display_name",
+                "tenants[1].state",
+                "tenants[1].tenant",
+                "tenants[1].unprovisioned_rule",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_budget_is_named_once_present_or_absent() {
+        let budget = |scope: &str| proto::Budget {
+            scope: scope.into(),
+            unit: 1,
+            limit: Some(proto::budget::Limit::Allocation(1)),
+            ..proto::Budget::default()
+        };
+        let absent = proto::BudgetRef {
+            scope: "toolset:mail/tenant:acme".into(),
+            unit: 1,
+            period: 1,
+        };
+        let status = provision(proto::ProvisionRequest {
+            idempotency_key: "k".into(),
+            budgets: vec![
+                budget("tenant:acme"),
+                budget("tenant:ACME"),
+                budget("tenant:acme/toolset:mail"),
+            ],
+            absent_budgets: vec![absent],
+            ..proto::ProvisionRequest::default()
+        });
+        assert_eq!(
+            named(&status.expect_err("a refusal")),
+            ["absent_budgets[0].scope", "budgets[1].scope"]
+        );
+    }
 }

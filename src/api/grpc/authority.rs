@@ -56,9 +56,9 @@ impl Authority for Services {
         request: Request<proto::CommitRequest>,
     ) -> Result<Response<proto::CommitResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
-        let message = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &message.tenant)?;
-        let command = Command::Commit(Box::new(words::commit(message)?));
+        let (tenant, commit) = words::commit(request.into_inner(), caller.tenant())?;
+        caller.may_see(&tenant)?;
+        let command = Command::Commit(Box::new(commit));
         let answer = self
             .engine
             .execute(&tenant, command, &caller.call())
@@ -71,9 +71,9 @@ impl Authority for Services {
         request: Request<proto::ReleaseRequest>,
     ) -> Result<Response<proto::ReleaseResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
-        let message = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &message.tenant)?;
-        let command = Command::Release(Box::new(words::release(message)?));
+        let (tenant, release) = words::release(request.into_inner(), caller.tenant())?;
+        caller.may_see(&tenant)?;
+        let command = Command::Release(Box::new(release));
         let answer = self
             .engine
             .execute(&tenant, command, &caller.call())
@@ -86,9 +86,9 @@ impl Authority for Services {
         request: Request<proto::ExtendRequest>,
     ) -> Result<Response<proto::ExtendResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
-        let message = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &message.tenant)?;
-        let command = Command::Extend(Box::new(words::extend(message)?));
+        let (tenant, extend) = words::extend(request.into_inner(), caller.tenant())?;
+        caller.may_see(&tenant)?;
+        let command = Command::Extend(Box::new(extend));
         let answer = self
             .engine
             .execute(&tenant, command, &caller.call())
@@ -101,16 +101,11 @@ impl Authority for Services {
         request: Request<proto::RecordRequest>,
     ) -> Result<Response<proto::RecordResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Authority).await?;
-        let message = request.into_inner();
-        let named = message.tenant.clone();
-        let record = words::record(message, caller.tenant())?;
-        let tenant = match &record.of {
-            RecordOf::Action(of) => {
-                caller.may_act_for(&of.0)?;
-                of.0.tenant.clone()
-            }
-            RecordOf::Expired(_) => caller.tenant_of("tenant", &named)?,
-        };
+        let (tenant, record) = words::record(request.into_inner(), caller.tenant())?;
+        match &record.of {
+            RecordOf::Action(of) => caller.may_act_for(&of.0)?,
+            RecordOf::Expired(_) => caller.may_see(&tenant)?,
+        }
         let command = Command::Record(Box::new(record));
         let answer = self
             .engine
@@ -128,10 +123,11 @@ impl Authority for Services {
             reservation_id,
             tenant,
         } = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &tenant)?;
         let mut fields = Fields::default();
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
         let id = fields.reservation(&reservation_id);
-        let id = fields.finish(id)?;
+        let (tenant, id) = fields.finish(tenant.zip(id))?;
+        caller.may_see(&tenant)?;
         let found = self.engine.reservation(&tenant, id).await?;
         let confined = caller.filters(None);
         let reservation = found
@@ -154,9 +150,9 @@ impl Authority for Services {
             page_size,
             page_token,
         } = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &tenant)?;
         let mut fields = Fields::default();
-        let question = format!("reservations\0{tenant}\0{state}\0{scope}");
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
+        let question = format!("reservations\0{tenant:?}\0{state}\0{scope}");
         let page = Page::parse(&mut fields, page_size, &page_token, &question);
         let before = page.after.as_deref().map(|place| {
             let id = ReservationId::parse(place);
@@ -169,7 +165,8 @@ impl Authority for Services {
             limit: page.fetch(),
             now: self.engine.now(),
         };
-        let query = fields.finish(Some(query))?;
+        let (tenant, query) = fields.finish(tenant.zip(Some(query)))?;
+        caller.may_see(&tenant)?;
         let now = query.now;
         let found = self.engine.reservations(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |last| last.id.to_string());
@@ -191,9 +188,9 @@ impl Authority for Services {
             page_size,
             page_token,
         } = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &tenant)?;
         let mut fields = Fields::default();
-        let question = format!("balances\0{tenant}\0{scope}\0{include_past}");
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
+        let question = format!("balances\0{tenant:?}\0{scope}\0{include_past}");
         let page = Page::parse(&mut fields, page_size, &page_token, &question);
         let query = BalanceQuery {
             scope: caller.filters(words::scope_filter(&mut fields, &scope)),
@@ -206,7 +203,8 @@ impl Authority for Services {
             limit: page.fetch(),
             now: self.engine.now(),
         };
-        let query = fields.finish(Some(query))?;
+        let (tenant, query) = fields.finish(tenant.zip(Some(query)))?;
+        caller.may_see(&tenant)?;
         let found = self.engine.balances(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |(no, _)| no.to_string());
         Ok(Response::new(proto::ListBalancesResponse {

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -29,12 +29,11 @@ fn not_found(refusal: Refusal) -> Status {
 }
 
 impl Services {
-    /// The chain must exist.
-    async fn chain(&self, caller: &Caller, named: &str) -> Result<(TenantId, Sequence), Status> {
-        let tenant = caller.chain_of("tenant", named)?;
-        let last = self.engine.last_sequence(&tenant).await?;
-        let last = last.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
-        Ok((tenant, last))
+    /// The end of a chain, which must exist and be the caller's to see.
+    async fn chain(&self, caller: &Caller, tenant: &TenantId) -> Result<Sequence, Status> {
+        caller.may_see(tenant)?;
+        let last = self.engine.last_sequence(tenant).await?;
+        last.ok_or_else(|| not_found(Refusal::TenantNotFound))
     }
 }
 
@@ -47,9 +46,12 @@ impl Ledger for Services {
         let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
         let mut message = request.into_inner();
         let (page_size, page_token) = (message.page_size, std::mem::take(&mut message.page_token));
-        let (tenant, _) = self.chain(&caller, &message.tenant).await?;
+        let mut fields = Fields::default();
+        let tenant = caller.chain_in(&mut fields, "tenant", &message.tenant);
         message.page_size = 0;
-        message.tenant = tenant.to_string();
+        message.tenant = tenant
+            .as_ref()
+            .map_or_else(String::new, TenantId::to_string);
         let question = format!("entries\0{message:?}");
         let proto::ListEntriesRequest {
             tenant: _,
@@ -62,7 +64,6 @@ impl Ledger for Services {
             page_size: _,
             page_token: _,
         } = message;
-        let mut fields = Fields::default();
         let page = Page::parse(&mut fields, page_size, &page_token, &question);
         let reservation = match reservation_id.as_str() {
             "" => None,
@@ -82,7 +83,8 @@ impl Ledger for Services {
                 .map(Sequence),
             limit: page.fetch(),
         };
-        let query = fields.finish(Some(query))?;
+        let (tenant, query) = fields.finish(tenant.zip(Some(query)))?;
+        self.chain(&caller, &tenant).await?;
         let found = self.engine.entries(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |last| last.seq.to_string());
         Ok(Response::new(proto::ListEntriesResponse {
@@ -104,8 +106,9 @@ impl Ledger for Services {
         if sequence < 1 {
             fields.bad("sequence", "1 or more");
         }
-        let seq = fields.finish(Some(Sequence(sequence)))?;
-        let (tenant, _) = self.chain(&caller, &tenant).await?;
+        let tenant = caller.chain_in(&mut fields, "tenant", &tenant);
+        let (tenant, seq) = fields.finish(tenant.zip(Some(Sequence(sequence))))?;
+        self.chain(&caller, &tenant).await?;
         let found = self.engine.entry(&tenant, seq).await?;
         let found = found.ok_or_else(|| not_found(Refusal::EntryNotFound))?;
         Ok(Response::new(proto::GetEntryResponse {
@@ -125,16 +128,22 @@ impl Ledger for Services {
             tenant,
             after_sequence,
         } = request.into_inner();
-        let (tenant, last) = self.chain(&caller, &tenant).await?;
         let mut fields = Fields::default();
+        let tenant = caller.chain_in(&mut fields, "tenant", &tenant);
         if after_sequence.is_some_and(|after| after < 0) {
             fields.bad("after_sequence", "0 or more");
         }
-        let after = fields.finish(Some(after_sequence.map_or(last, Sequence)))?;
+        let tenant = fields.finish(tenant)?;
+        let last = self.chain(&caller, &tenant).await?;
+        let after = after_sequence.map_or(last, Sequence);
         // A slow reader slows its own task down, nothing else.
         let (sender, receiver) = mpsc::channel(usize::try_from(WATCH_PAGE).unwrap_or(1));
         tokio::spawn(watch(self.engine.clone(), tenant, after, sender));
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        // The task ends without an error of its own only when the server stops. The
+        // word for it stands here and not in the channel, which may be full.
+        let stopped = stream::once(async { Err(status::stopping()) });
+        let entries = ReceiverStream::new(receiver).chain(stopped);
+        Ok(Response::new(Box::pin(entries)))
     }
 
     async fn verify_ledger(
@@ -143,7 +152,10 @@ impl Ledger for Services {
     ) -> Result<Response<proto::VerifyLedgerResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
         let proto::VerifyLedgerRequest { tenant } = request.into_inner();
-        let tenant = caller.chain_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let tenant = caller.chain_in(&mut fields, "tenant", &tenant);
+        let tenant = fields.finish(tenant)?;
+        caller.may_see(&tenant)?;
         let report = self.engine.verify(&tenant).await?;
         Ok(Response::new(words::report(report)))
     }
@@ -178,10 +190,7 @@ async fn watch(engine: Engine, tenant: TenantId, mut after: Sequence, sender: Se
             tokio::select! {
                 () = written.wait(&tenant, after) => continue,
                 () = sender.closed() => return,
-                () = stopping.cancelled() => {
-                    let _ = sender.send(Err(status::stopping())).await;
-                    return;
-                }
+                () = stopping.cancelled() => return,
             }
         }
         for entry in page {
@@ -189,8 +198,10 @@ async fn watch(engine: Engine, tenant: TenantId, mut after: Sequence, sender: Se
             let message = proto::WatchEntriesResponse {
                 entry: Some(words::entry(&tenant, entry)),
             };
-            if sender.send(Ok(message)).await.is_err() {
-                return;
+            // Also while a reader that does not read keeps the channel full.
+            tokio::select! {
+                sent = sender.send(Ok(message)) => if sent.is_err() { return },
+                () = stopping.cancelled() => return,
             }
         }
     }

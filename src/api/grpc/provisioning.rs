@@ -111,15 +111,12 @@ impl Provisioning for Services {
             page_size,
             page_token,
         } = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &tenant)?;
         let mut fields = Fields::default();
-        let page = Page::parse(
-            &mut fields,
-            page_size,
-            &page_token,
-            &format!("budgets\0{tenant}"),
-        );
-        let page = fields.finish(Some(page))?;
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
+        let question = format!("budgets\0{tenant:?}");
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let (tenant, page) = fields.finish(tenant.zip(Some(page)))?;
+        caller.may_see(&tenant)?;
         let after = page
             .after
             .as_deref()
@@ -142,7 +139,10 @@ impl Provisioning for Services {
     ) -> Result<Response<proto::GetTenantResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
         let proto::GetTenantRequest { tenant } = request.into_inner();
-        let tenant = caller.tenant_of("tenant", &tenant)?;
+        let mut fields = Fields::default();
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
+        let tenant = fields.finish(tenant)?;
+        caller.may_see(&tenant)?;
         let found = self.engine.tenant(&tenant).await?;
         let found = found.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
         Ok(Response::new(proto::GetTenantResponse {
@@ -181,34 +181,22 @@ impl Provisioning for Services {
         request: Request<proto::CreateApiKeyRequest>,
     ) -> Result<Response<proto::CreateApiKeyResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
-        let message = request.into_inner();
-        let named = message
-            .api_key
-            .as_ref()
-            .map_or("", |key| &key.tenant)
-            .to_owned();
-        let asked = words::create_api_key(message, self.engine.now())?;
-        let tenant = match (named.as_str(), caller.tenant()) {
-            // An operator may make another operator's key.
-            ("", None) => None,
-            (named, _) => Some(caller.tenant_of("api_key.tenant", named)?),
-        };
-        if !asked.permissions.is_subset(caller.permissions()) {
-            return Err(status::denied(
-                "PERMISSION_MISSING",
-                "a key can only be given permissions that its maker has",
-                &[],
-            ));
+        let now = self.engine.now();
+        let asked = words::create_api_key(request.into_inner(), caller.tenant(), now)?;
+        if let Some(tenant) = &asked.tenant {
+            caller.may_see(tenant)?;
+            let found = self.engine.tenant(tenant).await?;
+            found.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
         }
-        if let Some(tenant) = &tenant
-            && self.engine.tenant(tenant).await?.is_none()
-        {
-            return Err(not_found(Refusal::TenantNotFound));
+        let held = caller.permissions();
+        if let Some(lacking) = asked.permissions.iter().find(|p| !held.contains(*p)) {
+            let message = format!("an API key without PERMISSION_{lacking} can't grant it");
+            return Err(status::permission_missing(lacking, message));
         }
         let text = random_key()?;
         let new = NewKey {
             id: text.id().clone(),
-            tenant,
+            tenant: asked.tenant,
             display_name: asked.display_name,
             permissions: asked.permissions,
             subject_prefix: asked.subject_prefix,
@@ -239,18 +227,15 @@ impl Provisioning for Services {
             page_size,
             page_token,
         } = request.into_inner();
-        let tenant = match (tenant.as_str(), caller.tenant()) {
-            ("", None) => TenantId::system(),
-            (named, _) => caller.chain_of("tenant", named)?,
-        };
         let mut fields = Fields::default();
-        let page = Page::parse(
-            &mut fields,
-            page_size,
-            &page_token,
-            &format!("keys\0{tenant}"),
-        );
-        let page = fields.finish(Some(page))?;
+        let tenant = match (tenant.as_str(), caller.tenant()) {
+            ("", None) => Some(TenantId::system()),
+            (named, _) => caller.chain_in(&mut fields, "tenant", named),
+        };
+        let question = format!("keys\0{tenant:?}");
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let (tenant, page) = fields.finish(tenant.zip(Some(page)))?;
+        caller.may_see(&tenant)?;
         let after = page.after.as_deref().and_then(|place| {
             let (at, id) = place.split_once(' ')?;
             let at = Timestamp::from_micros(at.parse().ok()?);

@@ -118,14 +118,14 @@ impl Database {
             .expect("a count")
     }
 
-    /// The process id of the PostgreSQL server.
-    pub(crate) fn postmaster(&self) -> i32 {
+    /// The process id of the PostgreSQL server, while one accepts connections.
+    pub(crate) fn postmaster(&self) -> Option<i32> {
         let file = self.folder.path().join("data/pg/postmaster.pid");
-        let text = std::fs::read_to_string(file).expect("a pid file");
-        text.lines()
-            .next()
-            .and_then(|line| line.trim().parse().ok())
-            .expect("a pid")
+        let text = std::fs::read_to_string(file).ok()?;
+        let ready = text.lines().nth(7)?.trim() == "ready";
+        let pid: i32 = text.lines().next()?.trim().parse().ok()?;
+        let alive = Path::new(&format!("/proc/{pid}")).exists();
+        (ready && alive).then_some(pid)
     }
 
     pub(crate) fn verify(&self) -> Output {
