@@ -4,6 +4,7 @@ It takes the same four steps with and without Remit in front of its tools.
 """
 
 import argparse
+import os
 import sys
 import uuid
 from contextlib import contextmanager
@@ -79,8 +80,11 @@ def main():
     mode.add_argument("--unguarded", action="store_true", help="act without asking")
     mode.add_argument("--guarded", action="store_true", help="ask Remit before each action")
     parser.add_argument("--target", default="127.0.0.1:50051", help="host:port or unix:/path")
-    parser.add_argument("--key", help="the agent's API key")
     options = parser.parse_args()
+    # Not an option: other users can read a command line.
+    key = os.environ.get("REMIT_API_KEY", "")
+    if options.guarded and not key:
+        parser.error("--guarded needs the agent's API key in the variable REMIT_API_KEY")
 
     guard = unguarded
     if options.guarded:
@@ -88,7 +92,7 @@ def main():
 
         guard = Guard(
             options.target,
-            options.key,
+            key,
             {"tenant": "acme", "workspace": "prod", "agent": "support-agent",
              "dimensions": {"run": uuid.uuid4().hex}},
         ).action
@@ -98,7 +102,7 @@ def main():
     # The tools' own counters say whether a blocked body stayed untouched.
     for name in approved + blocked:
         wanted = 1 if name in approved else 0
-        print(f"body of {name} ran {tools.runs[name]} times")
+        print(f"body of {name} ran {tools.runs[name]} time{'' if tools.runs[name] == 1 else 's'}")
         if tools.runs[name] != wanted:
             sys.exit(f"{name} ran {tools.runs[name]} times instead of {wanted}")
     print(f"{counted(len(approved), 'approved')} · {counted(len(blocked), 'blocked')}")

@@ -12,8 +12,15 @@ remit=${REMIT_BIN:-target/release/remit}
 python=${PYTHON:-python3}
 here=examples/support-agent
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/remit-demo.XXXXXX")
-chmod 711 "$work" # started by root, PostgreSQL runs as another user
+# Settings of another server, or a key for it, must not reach this one.
+for name in $(compgen -e | grep '^REMIT_' | grep -vx REMIT_POSTGRES_BIN || true); do
+    unset "$name"
+done
+
+# Not $TMPDIR, which may be private or too long for a socket's path: started by
+# root, PostgreSQL runs as another user, who has to pass.
+work=$(mktemp -d /tmp/remit-demo.XXXXXX)
+chmod 711 "$work"
 server=
 stop() {
     if [ -n "$server" ]; then
@@ -36,12 +43,13 @@ for _ in $(seq 300); do
     kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
     sleep 0.1
 done
+[ -s "$work/address" ] || { echo "not ready after 30 s:" >&2; cat "$work/log" >&2; exit 1; }
 address=$(cat "$work/address")
 export REMIT_TARGET="http://$address" REMIT_KEY_FILE="$work/data/operator.key"
 
 run() { # run TITLE EXPECTED_LAST_LINE ARGUMENTS...
     printf '\n== %s\n' "$1"
-    "$python" "$here/agent.py" "${@:3}" | tee "$work/out"
+    REMIT_API_KEY=$key "$python" "$here/agent.py" "${@:3}" | tee "$work/out"
     if [ "$(tail -n 1 "$work/out")" != "$2" ]; then
         echo "expected: $2" >&2
         exit 1
@@ -56,11 +64,11 @@ provision examples/acme.yaml
 key=$("$python" "$here/create_key.py" "$address" "$work/data/operator.key")
 
 run "unguarded" "4 actions approved · 0 actions blocked" --unguarded
-run "guarded" "3 actions approved · 1 action blocked" --guarded --target "$address" --key "$key"
+run "guarded" "3 actions approved · 1 action blocked" --guarded --target "$address"
 provision "$here/send-email.yaml"
-run "guarded, e-mail approved" "4 actions approved · 0 actions blocked" --guarded --target "$address" --key "$key"
+run "guarded, e-mail approved" "4 actions approved · 0 actions blocked" --guarded --target "$address"
 provision "$here/send-email-absent.yaml"
-run "guarded, approval taken away" "3 actions approved · 1 action blocked" --guarded --target "$address" --key "$key"
+run "guarded, approval taken away" "3 actions approved · 1 action blocked" --guarded --target "$address"
 
 printf '\n== remit verify\n'
 "$remit" verify --data-dir "$work/data"

@@ -3,9 +3,10 @@
 import json
 import sys
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import grpc
 
@@ -45,6 +46,8 @@ class Verdict:
     decision: str
     code: str = ""
     scope: str = ""
+    # With ALLOW_WITH_CAPS: the limits that the action must keep (types_pb2.Caps).
+    caps: Optional[types_pb2.Caps] = None
 
 
 class ActionDenied(Exception):
@@ -86,23 +89,30 @@ class Guard:
         request.action.arguments.update(arguments)
         answer = self.authority.Reserve(request, metadata=self.metadata, timeout=5)
         allowed = (types_pb2.DECISION_ALLOW, types_pb2.DECISION_ALLOW_WITH_CAPS)
-        decision = types_pb2.Decision.Name(answer.decision).removeprefix("DECISION_")
+        # A newer server may send a decision that these stubs do not know: no clear yes.
+        known = answer.decision in types_pb2.Decision.values()
+        decision = types_pb2.Decision.Name(answer.decision) if known else "DECISION_UNKNOWN"
+        decision = decision[len("DECISION_"):]
         if answer.decision not in allowed:
-            reason = answer.reasons[0]
+            reason = answer.reasons[0] if answer.reasons else types_pb2.Reason()
             raise ActionDenied(Verdict(decision, reason.code, reason.scope))
         reservation = answer.reservation_id
         try:
-            yield Verdict(decision, scope=f"toolset:{toolset}")
+            caps = answer.caps if answer.HasField("caps") else None
+            yield Verdict(decision, scope=f"toolset:{toolset}", caps=caps)
         except BaseException:
-            self.authority.Release(
-                authority_pb2.ReleaseRequest(
-                    idempotency_key=f"release-{reservation}",
-                    reservation_id=reservation,
-                    reason="the action failed",
-                ),
-                metadata=self.metadata,
-                timeout=5,
-            )
+            # Best effort: the hold lapses by itself, and what the action raised
+            # is what the caller must see.
+            with suppress(grpc.RpcError):
+                self.authority.Release(
+                    authority_pb2.ReleaseRequest(
+                        idempotency_key=f"release-{reservation}",
+                        reservation_id=reservation,
+                        reason="the action failed",
+                    ),
+                    metadata=self.metadata,
+                    timeout=5,
+                )
             raise
         self.authority.Commit(
             authority_pb2.CommitRequest(
