@@ -272,8 +272,9 @@ async fn works_in(
     let home = fs::metadata(cluster).map_err(EmbeddedError::io("read", cluster))?;
     match fs::metadata(&place) {
         Ok(place) => Ok(Some((place.dev(), place.ino()) == (home.dev(), home.ino()))),
-        // Gone, or dead and not yet collected.
         Err(error) if is_missing(&error) => Ok(Some(false)),
+        // Dead and not yet collected by its parent; PostgreSQL would take it for alive.
+        Err(_) if is_dead(pid) => Ok(Some(false)),
         // In a container root may not look at others' processes; their own account may.
         Err(_) => {
             let line = r#"test -e "$1/." || exit 2; test "$1" -ef "$2""#;
@@ -285,6 +286,16 @@ async fn works_in(
             })
         }
     }
+}
+
+/// Whether the process has ended and only its entry is left.
+#[cfg(target_os = "linux")]
+fn is_dead(pid: i32) -> bool {
+    // The state follows the name, which stands in brackets and may hold some itself.
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    })
 }
 
 /// As on Linux, by the command line: every server of ours is started with the folder.

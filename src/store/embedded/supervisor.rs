@@ -82,8 +82,9 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// So many failures in so long, and it will not get better by itself.
 const FAILURES_MAX: usize = 10;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
-/// A server that served this long was not a failed start.
-const SERVED: Duration = Duration::from_secs(1);
+/// A server that ended sooner than this after it was ready was little better than a
+/// failed start: it counts for the back-off, but alone never leads to giving up.
+const SERVED: Duration = Duration::from_millis(200);
 
 /// Starts the server and keeps it running. Holds the directory's lock until no server
 /// of ours runs.
@@ -203,19 +204,19 @@ impl Supervisor {
                     self.failures.add(Instant::now());
                 }
             }
-            if self.failures.too_many(Instant::now()) {
-                tracing::error!(
-                    log = %self.layout.log().display(),
-                    "PostgreSQL failed {FAILURES_MAX} times within {} s and is not started again: \
-                     the database is unavailable. See its log, then restart remit",
-                    FAILURES_WITHIN.as_secs()
-                );
-                return;
-            }
             sleep(self.failures.back_off(Instant::now())).await;
             if let Err(error) = self.start(not_ours).await {
                 tracing::warn!(%error, "PostgreSQL could not be restarted");
                 self.failures.add(Instant::now());
+                if self.failures.too_many(Instant::now()) {
+                    tracing::error!(
+                        log = %self.layout.log().display(),
+                        "PostgreSQL failed {FAILURES_MAX} times within {} s and is not started again: \
+                         the database is unavailable. See its log, then restart remit",
+                        FAILURES_WITHIN.as_secs()
+                    );
+                    return;
+                }
             }
         }
     }
