@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use tonic::metadata::MetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
+use crate::bench::{self, BenchArgs};
+use crate::client::{self, Bearer, failed};
 use crate::config::{
-    ClientArgs, ClientConfig, ConfigErrors, Database, DatabaseArgs, LogArgs, ServeArgs, Target,
-    both,
+    ClientArgs, ClientConfig, ConfigErrors, Database, DatabaseArgs, LogArgs, ServeArgs, both,
 };
 use crate::domain::id::TenantId;
 use crate::proto;
@@ -46,6 +45,8 @@ enum Command {
     Verify(VerifyArgs),
     /// Asks a server whether it is ready. Exits with 0 when it is, else with 1.
     Healthcheck(HealthcheckArgs),
+    /// Measures a server under load, its own or a running one, and checks its books after.
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -134,6 +135,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             let client = args.client.resolve()?;
             runtime.block_on(healthcheck(client))
         }
+        Command::Bench(args) => runtime.block_on(async {
+            tokio::select! {
+                done = bench::run(*args) => done,
+                _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+            }
+        }),
     }
 }
 
@@ -232,38 +239,6 @@ async fn verify_at(url: &str, tenant: Option<&str>) -> anyhow::Result<ExitCode> 
     })
 }
 
-async fn connect(client: &ClientConfig) -> anyhow::Result<Channel> {
-    let channel = match &client.target {
-        Target::Unix(path) => {
-            let path = path.clone();
-            // The address is only a name here: the connector goes to the socket.
-            Endpoint::from_static("http://localhost")
-                .connect_with_connector(tower::service_fn(move |_| {
-                    let path = path.clone();
-                    async move {
-                        let stream = tokio::net::UnixStream::connect(path).await?;
-                        Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-                    }
-                }))
-                .await
-        }
-        Target::Tcp(uri) => {
-            let mut endpoint = Endpoint::from(uri.clone());
-            if client.target.is_tls() {
-                let mut tls = ClientTlsConfig::new().with_enabled_roots();
-                if let Some(path) = &client.ca_cert {
-                    let pem = std::fs::read(path)
-                        .with_context(|| format!("reading {}", path.display()))?;
-                    tls = tls.ca_certificate(Certificate::from_pem(pem));
-                }
-                endpoint = endpoint.tls_config(tls)?;
-            }
-            endpoint.connect().await
-        }
-    };
-    channel.context("connecting to the server: is it running, and is --target right?")
-}
-
 async fn provision(
     file: &std::path::Path,
     dry_run: bool,
@@ -277,20 +252,14 @@ async fn provision(
     if document.idempotency_key.is_empty() {
         document.idempotency_key = uuid::Uuid::now_v7().to_string();
     }
-    let mut request = tonic::Request::new(document);
     let key = client
         .api_key
         .as_ref()
         .context("an operator's key is needed: --key-file, or REMIT_API_KEY")?;
-    let bearer: MetadataValue<_> = format!("Bearer {}", key.expose())
-        .parse()
-        .context("the API key is no header value")?;
-    request.metadata_mut().insert("authorization", bearer);
-    let channel = connect(&client).await?;
-    let answer = ProvisioningClient::new(channel).provision(request).await;
-    let answer = answer
-        .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?
-        .into_inner();
+    let channel = client::connect(&client).await?;
+    let mut provisioning = ProvisioningClient::with_interceptor(channel, Bearer::new(key)?);
+    let answer = provisioning.provision(document).await.map_err(failed)?;
+    let answer = answer.into_inner();
     print_plan(&answer);
     Ok(ExitCode::SUCCESS)
 }
@@ -324,14 +293,12 @@ async fn healthcheck(client: ClientConfig) -> anyhow::Result<ExitCode> {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
     let check = async {
-        let channel = connect(&client).await?;
+        let channel = client::connect(&client).await?;
         let request = HealthCheckRequest {
             service: String::new(),
         };
         let answer = HealthClient::new(channel).check(request).await;
-        let answer = answer
-            .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))?;
-        anyhow::Ok(answer.into_inner().status())
+        anyhow::Ok(answer.map_err(failed)?.into_inner().status())
     };
     let status = tokio::time::timeout(std::time::Duration::from_secs(3), check)
         .await

@@ -34,6 +34,10 @@ pub struct ServeConfig {
     pub socket: Option<PathBuf>,
     /// Gets the bound TCP address. Only there with `listen`.
     pub port_file: Option<PathBuf>,
+    /// Where metrics and probes are served over HTTP.
+    pub metrics_listen: Option<SocketAddr>,
+    /// Gets the bound address of them.
+    pub metrics_port_file: Option<PathBuf>,
     /// Where the data is.
     pub database: Database,
     /// File of the first operator's key.

@@ -7,10 +7,13 @@
 //! gets the answer. `docs/architecture.md` tells it file by file.
 
 pub mod api;
+pub mod bench;
 pub mod cli;
+mod client;
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod metrics;
 pub mod server;
 pub mod store;
 pub mod telemetry;

@@ -5,7 +5,7 @@
 //! new connections, requests in work are finished → lanes drained → embedded
 //! PostgreSQL stopped. All of it is bounded.
 
-use std::future::Future;
+use std::future::{Future, IntoFuture as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -13,20 +13,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::grpc::{Services, random_key};
+use crate::api::monitoring;
 use crate::api::layers::{EdgeLayer, LayerLimits, RequestIdentity, stack};
 use crate::config::{Database, Limits, ServeConfig, TlsFiles};
 use crate::domain::key::{KeyText, NewKey};
 use crate::domain::permission::Permissions;
 use crate::domain::request::Origin;
 use crate::engine::{self, Call, Engine};
+use crate::metrics::Metrics;
 use crate::proto;
 use crate::proto::authority_server::AuthorityServer;
 use crate::proto::ledger_server::LedgerServer;
@@ -155,8 +159,9 @@ async fn serve_on(
         max_waiting_per_tenant: config.engine.max_waiting_per_tenant,
         sweep_interval: config.engine.sweep_interval,
     };
-    let engine = Engine::start(store, limits);
-    let served = listen(config, opened, &engine, shutdown).await;
+    let metrics = Metrics::new();
+    let engine = Engine::start(store, limits, metrics.clone());
+    let served = listen(config, opened, &engine, metrics, shutdown).await;
     engine.stop().await;
     served
 }
@@ -165,6 +170,7 @@ async fn listen(
     config: &ServeConfig,
     opened: &Opened,
     engine: &Engine,
+    metrics: Metrics,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let default_key = opened.data_dir.as_deref().map(operator_key_path);
@@ -174,11 +180,12 @@ async fn listen(
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, ServingStatus::NotServing).await;
     let routes = routes(config, engine, health)?;
-    let layer = stack(&LayerLimits {
+    let limits = LayerLimits {
         max_concurrent_requests: config.limits.max_concurrent_requests,
         default_deadline: config.limits.default_deadline,
         max_deadline: config.limits.max_deadline,
-    });
+    };
+    let layer = stack(&limits, metrics.clone());
     let stop = CancellationToken::new();
     let mut servers = tokio::task::JoinSet::new();
     if let Some(address) = config.listen {
@@ -191,10 +198,13 @@ async fn listen(
             server = server.tls_config(tls_config(tls)?)?;
         }
         let stopped = stop.clone().cancelled_owned();
-        let incoming = TcpListenerStream::new(listener);
+        // Else each answer waits up to 40 ms for the client's delayed ACK. The
+        // builder's own setting does not reach a listener that is handed in.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let router = server.add_routes(routes.clone());
         servers.spawn(router.serve_with_incoming_shutdown(incoming, stopped));
-        announce(config, bound)?;
+        tracing::info!(address = %bound, tls = config.tls.is_some(), "serving");
+        announce(config.port_file.as_deref(), bound)?;
     }
     if let Some(path) = &config.socket {
         let listener = bind_socket(path).await?;
@@ -205,7 +215,20 @@ async fn listen(
         tracing::info!(socket = %path.display(), "serving");
     }
 
-    let watched = tokio::spawn(watch_database(engine.clone(), reporter.clone()));
+    let (ready, readiness) = watch::channel(false);
+    if let Some(address) = config.metrics_listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("listening on {address}"))?;
+        let bound = listener.local_addr()?;
+        tracing::info!(address = %bound, "metrics");
+        let monitoring = axum::serve(listener, monitoring::router(metrics, readiness));
+        let stopped = stop.clone().cancelled_owned();
+        // Ends with the last probe; nobody waits for it.
+        tokio::spawn(monitoring.with_graceful_shutdown(stopped).into_future());
+        announce(config.metrics_port_file.as_deref(), bound)?;
+    }
+    let watched = tokio::spawn(watch_database(engine.clone(), reporter.clone(), ready));
     tokio::select! {
         () = shutdown => tracing::info!("stopping"),
         Some(ended) = servers.join_next() => {
@@ -240,7 +263,6 @@ fn builder(
         .max_concurrent_streams(limits.max_streams_per_connection)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)))
-        .tcp_nodelay(true)
         .layer(layer)
 }
 
@@ -284,9 +306,8 @@ fn tls_config(files: &TlsFiles) -> anyhow::Result<ServerTlsConfig> {
     Ok(tls)
 }
 
-fn announce(config: &ServeConfig, bound: SocketAddr) -> anyhow::Result<()> {
-    tracing::info!(address = %bound, tls = config.tls.is_some(), "serving");
-    if let Some(path) = &config.port_file {
+fn announce(file: Option<&Path>, bound: SocketAddr) -> anyhow::Result<()> {
+    if let Some(path) = file {
         // By a rename, so that a reader never sees half of it.
         let half = path.with_extension("new");
         std::fs::write(&half, bound.to_string())
@@ -317,7 +338,7 @@ async fn report(reporter: &HealthReporter, status: ServingStatus) {
 }
 
 /// Keeps health in step with the database.
-async fn watch_database(engine: Engine, reporter: HealthReporter) {
+async fn watch_database(engine: Engine, reporter: HealthReporter, ready: watch::Sender<bool>) {
     let mut was = None;
     loop {
         let checked = tokio::time::timeout(PROBE * 2, engine.check()).await;
@@ -331,6 +352,7 @@ async fn watch_database(engine: Engine, reporter: HealthReporter) {
                 (Ok(Err(error)), _) => tracing::warn!(%error, "not ready"),
                 _ => tracing::warn!("not ready: the database does not answer"),
             }
+            ready.send_replace(is == ServingStatus::Serving);
             report(&reporter, is).await;
             was = Some(is);
         }

@@ -8,5 +8,6 @@ pub mod convert;
 pub mod fields;
 pub mod grpc;
 pub mod layers;
+pub mod monitoring;
 pub mod page;
 pub mod status;

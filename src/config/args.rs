@@ -16,6 +16,8 @@ use super::{
 const LISTEN: Flag = Flag("listen");
 const SOCKET: Flag = Flag("socket");
 const PORT_FILE: Flag = Flag("port-file");
+const METRICS_LISTEN: Flag = Flag("metrics-listen");
+const METRICS_PORT_FILE: Flag = Flag("metrics-port-file");
 const INSECURE: Flag = Flag("insecure");
 const TLS_CERT: Flag = Flag("tls-cert");
 const TLS_KEY: Flag = Flag("tls-key");
@@ -54,6 +56,16 @@ pub struct ServeArgs {
     /// ready. Default: none.
     #[arg(long, env = "REMIT_PORT_FILE", value_name = "PATH")]
     port_file: Option<OsString>,
+
+    /// Serve metrics for Prometheus (`/metrics`) and probes (`/livez`, `/readyz`) over
+    /// HTTP on this address, for example `127.0.0.1:9464`. They name no tenant and need
+    /// no key. Default: none.
+    #[arg(long, env = "REMIT_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<OsString>,
+
+    /// Write the metrics address that was bound into this file. Default: none.
+    #[arg(long, env = "REMIT_METRICS_PORT_FILE", value_name = "PATH")]
+    metrics_port_file: Option<OsString>,
 
     #[command(flatten)]
     database: DatabaseArgs,
@@ -315,6 +327,10 @@ impl ServeArgs {
             listen: r.listen(LISTEN, &self.listen),
             socket: r.socket(SOCKET, self.socket),
             port_file: r.path(PORT_FILE, self.port_file),
+            metrics_listen: self
+                .metrics_listen
+                .and_then(|given| r.listen(METRICS_LISTEN, &given)),
+            metrics_port_file: r.path(METRICS_PORT_FILE, self.metrics_port_file),
             database: self.database.read(r),
             bootstrap_key_file: r.path(Flag("bootstrap-key-file"), self.bootstrap_key_file),
             migrate: !r.switch(Flag("no-migrate"), self.no_migrate),
@@ -404,6 +420,9 @@ impl ServeConfig {
                 );
             }
             Some(_) => {}
+        }
+        if self.metrics_port_file.is_some() && self.metrics_listen.is_none() {
+            r.wrong(METRICS_PORT_FILE, "means nothing without --metrics-listen");
         }
         let limits = &self.limits;
         if r.is_right(DEFAULT_DEADLINE)

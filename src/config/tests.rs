@@ -55,6 +55,8 @@ fn without_settings_everything_has_its_default() {
         listen: Some(([127, 0, 0, 1], 50_051).into()),
         socket: None,
         port_file: None,
+        metrics_listen: None,
+        metrics_port_file: None,
         database: Database::Embedded {
             data_dir: None,
             postgres_bin: None,

@@ -23,6 +23,7 @@ use crate::domain::ledger::Tip;
 use crate::domain::refusal::Refusal;
 use crate::domain::state::{Applied, Needs, TenantState};
 use crate::domain::time::Timestamp;
+use crate::metrics::{Metrics, Redone};
 use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, hot};
 
 /// Most tenants whose state is kept between batches.
@@ -61,6 +62,7 @@ pub(super) struct Worker {
     queue: Arc<Queue>,
     written: broadcast::Sender<Written>,
     max_batch: usize,
+    metrics: Metrics,
     conn: Option<PgConnection>,
     cache: HashMap<TenantId, Cached>,
     /// Batches that still lock first.
@@ -82,12 +84,14 @@ impl Worker {
         queue: Arc<Queue>,
         written: broadcast::Sender<Written>,
         max_batch: usize,
+        metrics: Metrics,
     ) -> Self {
         Self {
             store,
             queue,
             written,
             max_batch: max_batch.max(1),
+            metrics,
             conn: None,
             cache: HashMap::new(),
             locked_batches: 0,
@@ -112,6 +116,8 @@ impl Worker {
                 }
                 continue;
             }
+            self.metrics
+                .waiting(-i64::try_from(jobs.len()).unwrap_or(0));
             self.batch(jobs).await;
         }
     }
@@ -125,6 +131,7 @@ impl Worker {
                 continue;
             }
             if job.deadline.is_some_and(|deadline| deadline <= started) {
+                self.metrics.refused("deadline");
                 let _ = job.reply.send(Err(EngineError::DeadlineExceeded));
                 continue;
             }
@@ -135,6 +142,7 @@ impl Worker {
         }
         match self.decide(&live, started).await {
             Ok(done) => {
+                self.metrics.batch(live.len(), started.elapsed());
                 for written in done.written {
                     // Nobody has to be listening.
                     let _ = self.written.send(written);
@@ -173,6 +181,7 @@ impl Worker {
             }
             match error {
                 StoreError::Conflict => {
+                    self.metrics.redone(Redone::Conflict);
                     conflicts += 1;
                     self.locked_batches = LOCKED_BATCHES;
                     if conflicts >= ATTEMPTS {
@@ -180,6 +189,7 @@ impl Worker {
                     }
                 }
                 StoreError::Unavailable(_) | StoreError::UnknownOutcome(_) => {
+                    self.metrics.redone(Redone::Disconnected);
                     self.conn = None;
                     if started.elapsed() + pause > PATIENCE {
                         tracing::warn!(%error, "a batch was given up");

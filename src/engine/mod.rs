@@ -36,6 +36,7 @@ use crate::domain::scope::Scope;
 use crate::domain::tenant::Tenant;
 use crate::domain::time::Timestamp;
 use crate::domain::verify::Report;
+use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use queue::{Job, Queue};
 
@@ -126,6 +127,7 @@ struct Shared {
     lanes: Vec<Arc<Queue>>,
     written: broadcast::Sender<Written>,
     keys: keys::Cache,
+    metrics: Metrics,
     tasks: TaskTracker,
     stopping: CancellationToken,
     drained: CancellationToken,
@@ -137,7 +139,7 @@ pub struct Engine(Arc<Shared>);
 
 impl Engine {
     /// Starts the lanes and the sweeper.
-    pub fn start(store: Store, limits: Limits) -> Self {
+    pub fn start(store: Store, limits: Limits, metrics: Metrics) -> Self {
         /// Writes that a slow watcher may fall behind before it looks for itself.
         const WRITTEN_KEPT: usize = 1_024;
 
@@ -154,6 +156,7 @@ impl Engine {
             lanes,
             written: broadcast::Sender::new(WRITTEN_KEPT),
             keys: keys::Cache::default(),
+            metrics: metrics.clone(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
             drained: CancellationToken::new(),
@@ -164,6 +167,7 @@ impl Engine {
                 queue.clone(),
                 engine.0.written.clone(),
                 limits.max_batch,
+                metrics.clone(),
             );
             engine.0.tasks.spawn(worker.run(engine.0.drained.clone()));
         }
@@ -186,11 +190,13 @@ impl Engine {
             deadline: call.deadline,
             reply,
         };
-        self.lane(tenant)
-            .push(tenant, job)
-            .map_err(|_full| EngineError::QueueFull {
+        if self.lane(tenant).push(tenant, job).is_err() {
+            self.0.metrics.refused("queue_full");
+            return Err(EngineError::QueueFull {
                 retry_after: RETRY_AFTER,
-            })?;
+            });
+        }
+        self.0.metrics.waiting(1);
         // A worker answers every job that it takes; it is gone only when the
         // process stops.
         answer.await.unwrap_or(Err(EngineError::Unavailable {

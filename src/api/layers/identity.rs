@@ -12,7 +12,8 @@ use tonic::{Code, Status};
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::{HEALTH_PREFIX, REFLECTION_PREFIX, code_name};
+use super::{AUTHORITY_PREFIX, HEALTH_PREFIX, REFLECTION_PREFIX, code_name};
+use crate::metrics::Metrics;
 
 /// Carries the request id, in the request and in its answer.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
@@ -99,6 +100,7 @@ fn random_trace_id() -> String {
 /// names the request in the answer's headers.
 pub(super) async fn identified<F>(
     mut request: Request<Body>,
+    metrics: Metrics,
     next: impl FnOnce(Request<Body>) -> F,
 ) -> Result<Response<Body>, Infallible>
 where
@@ -119,8 +121,12 @@ where
     let mut completion = Completion {
         span: span.clone(),
         started: Instant::now(),
-        quiet: path.starts_with(HEALTH_PREFIX) || path.starts_with(REFLECTION_PREFIX),
+        quiet: [AUTHORITY_PREFIX, HEALTH_PREFIX, REFLECTION_PREFIX]
+            .iter()
+            .any(|prefix| path.starts_with(prefix)),
         code: None,
+        path: path.into(),
+        metrics,
     };
     request.extensions_mut().insert(identity.clone());
 
@@ -144,10 +150,13 @@ where
 struct Completion {
     span: Span,
     started: Instant,
-    /// Probes come every few seconds: at DEBUG unless the server is at fault.
+    /// Probes come every few seconds, and what agents ask stands in the ledger: at
+    /// DEBUG unless the server is at fault.
     quiet: bool,
     /// As headers or trailers said it. Absent: the client did not wait for it.
     code: Option<Code>,
+    path: Box<str>,
+    metrics: Metrics,
 }
 
 impl Completion {
@@ -161,7 +170,9 @@ impl Completion {
 impl Drop for Completion {
     fn drop(&mut self) {
         let code = self.code.unwrap_or(Code::Cancelled);
-        let latency_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let latency = self.started.elapsed();
+        self.metrics.answered(&self.path, code_name(code), latency);
+        let latency_us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         // `event!` takes its level at compile time.
         macro_rules! line {
             ($level:ident) => {

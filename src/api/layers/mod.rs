@@ -4,8 +4,8 @@
 //! 1. `panic`: outermost, so that a fault of a step costs one request and not
 //!    its whole connection. Once more inside `identity`, so that a handler's
 //!    panic is answered with a request id and logged like any other failure.
-//! 2. `identity`: before anything can refuse, so that refusals are named and
-//!    logged too.
+//! 2. `identity`: before anything can refuse, so that refusals are named, counted
+//!    and logged too.
 //! 3. `concurrency`: before anything is read or waited for, so that a refusal
 //!    costs next to nothing.
 //! 4. `deadline`: around reading the request as well as working on it, so that
@@ -39,6 +39,8 @@ use tower::{Layer, Service};
 use concurrency::Slots;
 use deadline::Deadlines;
 
+use crate::metrics::Metrics;
+
 pub use deadline::Deadline;
 pub use identity::{REQUEST_ID_HEADER, RequestIdentity};
 
@@ -49,6 +51,7 @@ const ERROR_DOMAIN: &str = "remit";
 /// request id.
 const INTERNAL_TEXT: &str = "internal error: the log has the cause under this request id";
 
+const AUTHORITY_PREFIX: &str = "/remit.v1.Authority/";
 const HEALTH_PREFIX: &str = "/grpc.health.v1.Health/";
 const REFLECTION_PREFIX: &str = "/grpc.reflection.";
 
@@ -65,8 +68,9 @@ pub struct LayerLimits {
 
 /// Makes the layer for `tonic::transport::Server::layer`. Its clones, and all that
 /// they are put around, share one count of requests in work.
-pub fn stack(limits: &LayerLimits) -> EdgeLayer {
+pub fn stack(limits: &LayerLimits, metrics: Metrics) -> EdgeLayer {
     EdgeLayer {
+        metrics,
         slots: Slots::new(limits.max_concurrent_requests),
         deadlines: Deadlines::new(limits.default_deadline, limits.max_deadline),
     }
@@ -75,6 +79,7 @@ pub fn stack(limits: &LayerLimits) -> EdgeLayer {
 /// The steps of this module as one [`tower::Layer`]. Made by [`stack`].
 #[derive(Debug, Clone)]
 pub struct EdgeLayer {
+    metrics: Metrics,
     slots: Slots,
     deadlines: Deadlines,
 }
@@ -119,9 +124,12 @@ where
         let fresh = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, fresh);
         let steps = self.steps.clone();
-        Box::pin(panic::caught(identity::identified(request, |request| {
-            panic::caught(steps.admit(request, inner))
-        })))
+        let metrics = self.steps.metrics.clone();
+        Box::pin(panic::caught(identity::identified(
+            request,
+            metrics,
+            |request| panic::caught(steps.admit(request, inner)),
+        )))
     }
 }
 

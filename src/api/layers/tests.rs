@@ -76,7 +76,7 @@ async fn ask<F>(
 where
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let edge = stack(&limits()).layer(service(answer));
+    let edge = stack(&limits(), Metrics::new()).layer(service(answer));
     edge.oneshot(request).await.expect("infallible")
 }
 
@@ -158,7 +158,7 @@ async fn one_request_too_many_is_refused_at_once_and_a_health_check_never() {
         max_concurrent_requests: 1,
         ..limits()
     };
-    let edge = stack(&one).layer(service(|_| ready(with_trailers(Status::ok("")))));
+    let edge = stack(&one, Metrics::new()).layer(service(|_| ready(with_trailers(Status::ok("")))));
     let open = edge
         .clone()
         .oneshot(request(RESERVE))
@@ -203,7 +203,7 @@ async fn a_request_that_its_client_gives_up_frees_its_slot() {
         max_concurrent_requests: 1,
         ..limits()
     };
-    let layer = stack(&one);
+    let layer = stack(&one, Metrics::new());
     let stuck = layer.layer(service(|_| pending()));
     let given_up = tokio::time::timeout(Duration::from_millis(10), stuck.oneshot(request(RESERVE)));
     assert!(given_up.await.is_err());
@@ -227,7 +227,7 @@ async fn the_deadline_is_answered_in_time_with_what_it_means() {
         default_deadline: Duration::from_millis(20),
         ..limits()
     };
-    let edge = stack(&short).layer(service(|_| pending()));
+    let edge = stack(&short, Metrics::new()).layer(service(|_| pending()));
     let by_default = edge.oneshot(request(RESERVE)).await.expect("infallible");
     assert_eq!(by_default.headers()["grpc-status"], "4");
 }
@@ -386,7 +386,7 @@ async fn each_request_is_logged_in_one_line_at_the_level_of_its_code() {
     );
 
     log.bytes().clear();
-    let stuck = stack(&limits()).layer(service(|_| pending()));
+    let stuck = stack(&limits(), Metrics::new()).layer(service(|_| pending()));
     let given_up = tokio::time::timeout(Duration::from_millis(5), stuck.oneshot(request(RESERVE)));
     assert!(given_up.await.is_err());
     let text = String::from_utf8_lossy(&log.bytes()).into_owned();

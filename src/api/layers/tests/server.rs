@@ -39,7 +39,7 @@ async fn server() -> Channel {
         .max_decoding_message_size(64)
         .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
     let serving = Server::builder()
-        .layer(stack(&limits()))
+        .layer(stack(&limits(), Metrics::new()))
         .add_service(health)
         .add_service(Stuck)
         .serve_with_incoming(TcpListenerStream::new(listener));
