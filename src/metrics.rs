@@ -230,7 +230,11 @@ mod tests {
     #[test]
     fn counters_stand_in_the_text() {
         let metrics = Metrics::new();
-        metrics.answered("/remit.v1.Authority/Reserve", "OK", Duration::from_millis(1));
+        metrics.answered(
+            "/remit.v1.Authority/Reserve",
+            "OK",
+            Duration::from_millis(1),
+        );
         metrics.batch(3, Duration::from_millis(1));
         let text = metrics.encode();
         let line = r#"remit_requests_total{method="remit.v1.Authority/Reserve",code="OK"} 1"#;

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
@@ -23,8 +23,8 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::grpc::{Services, random_key};
-use crate::api::monitoring;
 use crate::api::layers::{EdgeLayer, LayerLimits, RequestIdentity, stack};
+use crate::api::monitoring;
 use crate::config::{Database, Limits, ServeConfig, TlsFiles};
 use crate::domain::key::{KeyText, NewKey};
 use crate::domain::permission::Permissions;
@@ -105,7 +105,8 @@ impl Opened {
     pub async fn migrate(&self) -> anyhow::Result<Vec<i32>> {
         let store = Store::new(&self.owner_url, 1)?;
         let mut conn = store.connect().await?;
-        Ok(migrate(&mut conn, self.service_role).await?)
+        let now = jiff::Timestamp::now().as_microsecond();
+        Ok(migrate(&mut conn, self.service_role, now).await?)
     }
 
     /// Refuses a schema that is not what this program needs.

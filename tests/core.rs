@@ -242,7 +242,7 @@ impl Rows {
                 needs
                     .entries
                     .iter()
-                    .map(|(k, seq)| (*k, body(*seq)))
+                    .map(|(k, seq)| (*k, Body::clone(&body(*seq))))
                     .collect::<Vec<_>>(),
                 needs
                     .reservations
@@ -361,12 +361,15 @@ fn ask(agent: u8, points: i64, tokens: Option<i64>) -> Ask {
         ..Levels::default()
     };
     Ask {
-        subject: Subject::new(tenant(), levels, BTreeMap::new()).expect("a subject"),
+        subject: Subject::new(tenant(), levels, BTreeMap::new())
+            .expect("a subject")
+            .into(),
         action: Action {
             name: "act".into(),
             kind: None,
             arguments_sha256: None,
-        },
+        }
+        .into(),
         estimates,
         context: Context::default(),
     }
@@ -440,7 +443,10 @@ fn command(at: usize, step: &Step, made: &[ReservationId], now: Timestamp) -> Op
             let ask = ask(*agent, *value, None);
             Command::Record(Box::new(record(
                 at,
-                RecordOf::Action(Box::new((ask.subject, ask.action))),
+                RecordOf::Action(Box::new((
+                    Subject::clone(&ask.subject),
+                    Action::clone(&ask.action),
+                ))),
                 points(value),
             )))
         }

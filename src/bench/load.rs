@@ -14,9 +14,7 @@ use tonic_types::StatusExt as _;
 
 use super::world::{ACTUAL, ESTIMATE, Loaded, action, points, request};
 use crate::proto::authority_client::AuthorityClient;
-use crate::proto::{
-    CommitRequest, DecideRequest, Decision, ReleaseRequest, ReserveRequest,
-};
+use crate::proto::{CommitRequest, DecideRequest, Decision, ReleaseRequest, ReserveRequest};
 
 /// What a caller does over and over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -373,8 +371,7 @@ impl Caller {
             return Ok(());
         }
         let (decision, wanted) = (decision.as_str_name(), wanted.as_str_name());
-        self.part
-            .fail(format!("{decision} where {wanted} was due"));
+        self.part.fail(format!("{decision} where {wanted} was due"));
         Err(Unanswered::Failed)
     }
 

@@ -8,12 +8,12 @@ use anyhow::{Context as _, bail};
 use tonic::transport::Channel;
 
 use super::args::BenchArgs;
+use super::fill;
 use super::load::{self, Load, Mix, REFUSED};
 use super::report::{Latency, Row};
 use super::rig::{Rig, Settings};
 use super::usage::resident_mib;
 use super::world::{self, Chains, Loaded};
-use super::fill;
 use crate::domain::id::TenantId;
 use crate::store::Store;
 
@@ -107,7 +107,13 @@ impl Bench {
     ) -> anyhow::Result<Self> {
         let mut rig = Rig::start(folder).await?;
         if args.fill_entries > 0 || args.fill_tenants > 0 {
-            fill::fill(&rig.store()?, args.fill_entries, args.fill_tenants, args.depth).await?;
+            fill::fill(
+                &rig.store()?,
+                args.fill_entries,
+                args.fill_tenants,
+                args.depth,
+            )
+            .await?;
         }
         for settings in servers {
             rig.add(*settings).await?;
@@ -118,8 +124,7 @@ impl Bench {
         let mut names = vec!["hot".to_owned()];
         names.extend((0..many).map(|number| format!("t{number:06}")));
         let denied = args.mix == Mix::Denied;
-        let mut loaded =
-            world::prepare(&channel, &operator, &names, args.depth, denied).await?;
+        let mut loaded = world::prepare(&channel, &operator, &names, args.depth, denied).await?;
         for tenant in &mut loaded {
             tenant.note(&channel, &chains).await?;
         }
@@ -404,7 +409,10 @@ async fn growth(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
             fill_tenants: TENANTS,
             ..args.clone()
         };
-        let folder = args.data_dir.as_ref().map(|dir| dir.join(entries.to_string()));
+        let folder = args
+            .data_dir
+            .as_ref()
+            .map(|dir| dir.join(entries.to_string()));
         if let Some(folder) = &folder {
             std::fs::create_dir_all(folder)?;
         }
@@ -412,13 +420,17 @@ async fn growth(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         benches.push(Bench::start(folder.as_deref(), &filled, &settings, MANY).await?);
     }
     printer.heading();
-    for (on, name, clients) in [(On::Hot, "hot chain", 64), (On::Many, "1,000 of 100,000 tenants", 256)]
-    {
+    for (on, name, clients) in [
+        (On::Hot, "hot chain", 64),
+        (On::Many, "1,000 of 100,000 tenants", 256),
+    ] {
         let mut rows = SIZES.map(|_| Vec::new());
         for _ in 0..args.rounds {
             for (at, bench) in benches.iter().enumerate() {
                 let what = format!("{name}, {clients} clients, {} entries", SIZES[at]);
-                let row = bench.measure(what, on, alone(0), args.load(clients)).await?;
+                let row = bench
+                    .measure(what, on, alone(0), args.load(clients))
+                    .await?;
                 rows[at].push(row);
             }
         }

@@ -73,7 +73,9 @@ mod linux {
         });
         let machine = KernelStats::current().map(|stats| {
             let all = stats.total;
-            ticks(all.user + all.nice + all.system + all.irq.unwrap_or(0) + all.softirq.unwrap_or(0))
+            ticks(
+                all.user + all.nice + all.system + all.irq.unwrap_or(0) + all.softirq.unwrap_or(0),
+            )
         });
         super::Usage {
             server: server.map(|stat| of(&stat)).sum(),

@@ -317,6 +317,11 @@ impl ReservationId {
     pub fn key_hash(&self) -> KeyHash {
         self.0
     }
+
+    /// What is stored.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
 }
 
 impl fmt::Display for ReservationId {

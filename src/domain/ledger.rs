@@ -322,10 +322,10 @@ pub struct Body {
     pub idempotency_key: Option<IdempotencyKey>,
     /// Who acts, and where.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject: Option<Subject>,
+    pub subject: Option<Arc<Subject>>,
     /// What it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub action: Option<Action>,
+    pub action: Option<Arc<Action>>,
     /// Circumstances.
     #[serde(default, skip_serializing_if = "Context::is_empty")]
     pub context: Context,
@@ -506,7 +506,7 @@ impl Request {
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// What it says.
-    pub body: Body,
+    pub body: Arc<Body>,
     /// The same as the bytes that are hashed.
     pub text: Arc<str>,
     /// Of the entry before.
@@ -548,7 +548,7 @@ impl Tip {
             time: body.time,
         };
         Entry {
-            body,
+            body: Arc::new(body),
             text,
             prev_hash,
             hash,
@@ -596,7 +596,7 @@ mod tests {
         });
         let entry = Tip::EMPTY.clone().append(body, Timestamp::default());
         let back: Body = serde_json::from_str(&entry.text).expect("its own text");
-        assert_eq!(back, entry.body);
+        assert_eq!(back, *entry.body);
         assert_eq!(back.canonical(), *entry.text);
     }
 }

@@ -247,10 +247,10 @@ impl ExtendBy {
 /// What Decide and Reserve decide upon.
 #[derive(Debug, Clone)]
 pub struct Ask {
-    /// Who acts, and where.
-    pub subject: Subject,
+    /// Who acts, and where. Shared with the reservation and the entry.
+    pub subject: Arc<Subject>,
     /// What it is about to do.
-    pub action: Action,
+    pub action: Arc<Action>,
     /// What it may use, without CALLS.
     pub estimates: Amounts,
     /// Circumstances.

@@ -5,6 +5,7 @@
 //! balances (a budget was added, a period began). Each tranche settles on the
 //! balances that it was made on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -75,9 +76,9 @@ pub struct Reservation {
     /// version before.
     pub version: i32,
     /// Who reserved.
-    pub subject: Subject,
+    pub subject: Arc<Subject>,
     /// What for.
-    pub action: Action,
+    pub action: Arc<Action>,
     /// What a larger use than reserved does.
     pub overage_policy: OveragePolicy,
     /// Given by the caller.

@@ -476,8 +476,8 @@ impl TenantState {
             (None, RecordOf::Action(of)) => {
                 let tenant = self.config.tenant.id.clone();
                 let mut body = Body::new(tenant, EntryKind::Record).from_origin(origin);
-                body.subject = Some(of.0.clone());
-                body.action = Some(of.1.clone());
+                body.subject = Some(of.0.clone().into());
+                body.action = Some(of.1.clone().into());
                 body
             }
             (None, RecordOf::Expired(_)) => {

@@ -95,6 +95,8 @@ pub struct TenantState {
     reservations: HashMap<ReservationId, Option<Reservation>>,
     /// Keys that were looked up; nothing where they are free.
     pins: HashMap<KeyHash, Option<Pin>>,
+    /// Keys whose entries are there too.
+    pinned_bodies: Vec<KeyHash>,
     changes: Changes,
     dirty_balances: BTreeSet<BalanceNo>,
     dirty_reservations: BTreeSet<ReservationId>,
@@ -111,6 +113,7 @@ impl TenantState {
             accounts: HashMap::new(),
             reservations: HashMap::new(),
             pins: HashMap::new(),
+            pinned_bodies: Vec::new(),
             changes: Changes::default(),
             dirty_balances: BTreeSet::new(),
             dirty_reservations: BTreeSet::new(),
@@ -221,6 +224,7 @@ impl TenantState {
                 body: Some(Arc::new(body)),
             };
             self.pins.insert(key, Some(pin));
+            self.pinned_bodies.push(key);
         }
         for id in &needs.reservations {
             self.reservations.insert(*id, None);
@@ -298,12 +302,13 @@ impl TenantState {
         if self.reservations.len() > most {
             self.reservations.clear();
         }
-        if self.pins.len() > most {
-            self.pins.clear();
-        } else {
-            for pin in self.pins.values_mut().flatten() {
+        for key in self.pinned_bodies.drain(..) {
+            if let Some(Some(pin)) = self.pins.get_mut(&key) {
                 pin.body = None;
             }
+        }
+        if self.pins.len() > most {
+            self.pins.clear();
         }
         if self.balances.len() > most {
             self.balances.clear();
@@ -377,12 +382,13 @@ impl TenantState {
         let seq = entry.body.seq;
         let pin = Pin {
             seq,
-            body: Some(Arc::new(entry.body.clone())),
+            body: Some(entry.body.clone()),
         };
         if entry.body.kind != EntryKind::Reserve {
             self.changes.keys.push((key, seq));
         }
         self.pins.insert(key, Some(pin));
+        self.pinned_bodies.push(key);
     }
 
     /// The first answer again, if the key was used for the same request.

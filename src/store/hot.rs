@@ -13,7 +13,7 @@ use super::rows::{self, column, scope_key, time};
 use super::{StoreError, sort, sort_write};
 use crate::domain::budget::Balance;
 use crate::domain::id::{BalanceNo, KeyHash, ReservationId, Sequence, TenantId};
-use crate::domain::ledger::{Body, ChainHash, Tip};
+use crate::domain::ledger::{Body, ChainHash, Entry, Tip};
 use crate::domain::reservation::{Reservation, Status};
 use crate::domain::state::{Changes, Needs};
 use crate::domain::tenant::TenantConfig;
@@ -250,7 +250,7 @@ pub(crate) async fn read_needs(
     let ids = Pairs::of(
         needs,
         |n| &n.reservations,
-        |id: &ReservationId| id.key_hash().as_bytes().to_vec(),
+        |id: &ReservationId| id.as_bytes().to_vec(),
     );
     if !ids.is_empty() {
         let rows = sqlx::query(
@@ -326,32 +326,33 @@ pub(crate) async fn read_needs(
     Ok(loaded)
 }
 
-/// The columns of a write, as arrays.
+/// The columns of a write, as arrays. They borrow what they can: what is written is
+/// copied once, into the message.
 #[derive(Default)]
-struct Columns {
-    heads: HeadColumns,
-    balances: BalanceColumns,
-    reservations: ReservationColumns,
-    keys: (Vec<String>, Vec<Vec<u8>>, Vec<i64>),
-    ledger: LedgerColumns,
+struct Columns<'a> {
+    heads: HeadColumns<'a>,
+    balances: BalanceColumns<'a>,
+    reservations: ReservationColumns<'a>,
+    keys: KeyColumns<'a>,
+    ledger: LedgerColumns<'a>,
 }
 
 #[derive(Default)]
-struct HeadColumns {
-    tenant: Vec<String>,
+struct HeadColumns<'a> {
+    tenant: Vec<&'a str>,
     fence: Vec<i64>,
     seq: Vec<i64>,
-    hash: Vec<Vec<u8>>,
+    hash: Vec<&'a [u8]>,
     time: Vec<i64>,
     next_balance: Vec<i64>,
 }
 
 #[derive(Default)]
-struct BalanceColumns {
-    tenant: Vec<String>,
+struct BalanceColumns<'a> {
+    tenant: Vec<&'a str>,
     no: Vec<i64>,
     budget: Vec<i32>,
-    scope: Vec<String>,
+    scope: Vec<&'a str>,
     scope_key: Vec<Vec<u8>>,
     start: Vec<i64>,
     end: Vec<Option<i64>>,
@@ -365,9 +366,9 @@ struct BalanceColumns {
 }
 
 #[derive(Default)]
-struct ReservationColumns {
-    tenant: Vec<String>,
-    id: Vec<Vec<u8>>,
+struct ReservationColumns<'a> {
+    tenant: Vec<&'a str>,
+    id: Vec<&'a [u8]>,
     version: Vec<i32>,
     state: Vec<&'static str>,
     scope: Vec<String>,
@@ -383,20 +384,27 @@ struct ReservationColumns {
 }
 
 #[derive(Default)]
-struct LedgerColumns {
-    tenant: Vec<String>,
+struct KeyColumns<'a> {
+    tenant: Vec<&'a str>,
+    hash: Vec<&'a [u8]>,
+    seq: Vec<i64>,
+}
+
+#[derive(Default)]
+struct LedgerColumns<'a> {
+    tenant: Vec<&'a str>,
     seq: Vec<i64>,
     time: Vec<i64>,
     kind: Vec<&'static str>,
     decision: Vec<Option<&'static str>>,
-    reservation: Vec<Option<Vec<u8>>>,
-    body: Vec<String>,
-    prev_hash: Vec<Vec<u8>>,
-    hash: Vec<Vec<u8>>,
+    reservation: Vec<Option<&'a [u8]>>,
+    body: Vec<&'a str>,
+    prev_hash: Vec<&'a [u8]>,
+    hash: Vec<&'a [u8]>,
 }
 
-impl Columns {
-    fn of(writes: &[TenantWrite]) -> Result<Self, StoreError> {
+impl<'a> Columns<'a> {
+    fn of(writes: &'a [TenantWrite]) -> Result<Self, StoreError> {
         let mut columns = Self::default();
         for write in writes {
             let tenant = write.tenant.as_str();
@@ -408,9 +416,9 @@ impl Columns {
                 columns.reservations.push(tenant, reservation)?;
             }
             for (key, seq) in &write.changes.keys {
-                columns.keys.0.push(tenant.to_owned());
-                columns.keys.1.push(key.as_bytes().to_vec());
-                columns.keys.2.push(seq.0);
+                columns.keys.tenant.push(tenant);
+                columns.keys.hash.push(key.as_bytes());
+                columns.keys.seq.push(seq.0);
             }
             for entry in &write.changes.entries {
                 columns.ledger.push(tenant, entry);
@@ -420,23 +428,23 @@ impl Columns {
     }
 }
 
-impl HeadColumns {
-    fn push(&mut self, tenant: &str, head: &HeadWrite) {
-        self.tenant.push(tenant.to_owned());
+impl<'a> HeadColumns<'a> {
+    fn push(&mut self, tenant: &'a str, head: &'a HeadWrite) {
+        self.tenant.push(tenant);
         self.fence.push(head.fence + 1);
         self.seq.push(head.tip.seq.0);
-        self.hash.push(head.tip.hash.0.to_vec());
+        self.hash.push(&head.tip.hash.0);
         self.time.push(head.tip.time.as_micros());
         self.next_balance.push(head.next_balance.0);
     }
 }
 
-impl BalanceColumns {
-    fn push(&mut self, tenant: &str, balance: &Balance) -> Result<(), StoreError> {
-        self.tenant.push(tenant.to_owned());
+impl<'a> BalanceColumns<'a> {
+    fn push(&mut self, tenant: &'a str, balance: &'a Balance) -> Result<(), StoreError> {
+        self.tenant.push(tenant);
         self.no.push(balance.no.0);
         self.budget.push(balance.budget.0);
-        self.scope.push(balance.scope.to_string());
+        self.scope.push(&balance.scope);
         self.scope_key.push(scope_key(&balance.scope));
         self.start.push(balance.window.start.as_micros());
         self.end.push(balance.window.end.map(|at| at.as_micros()));
@@ -452,18 +460,29 @@ impl BalanceColumns {
     }
 }
 
-impl ReservationColumns {
-    fn push(&mut self, tenant: &str, reservation: &Reservation) -> Result<(), StoreError> {
+impl<'a> ReservationColumns<'a> {
+    fn push(&mut self, tenant: &'a str, reservation: &'a Reservation) -> Result<(), StoreError> {
         let (state, settlement) = match &reservation.status {
             Status::Active => ("ACTIVE", None),
             Status::Settled(settlement) => (settlement.kind.as_str(), Some(settlement)),
         };
-        self.tenant.push(tenant.to_owned());
-        self.id.push(reservation.id.key_hash().as_bytes().to_vec());
+        // A row that exists keeps what never changes, so that a settlement need not
+        // write it again.
+        let is_new = reservation.version == 1;
+        self.tenant.push(tenant);
+        self.id.push(reservation.id.as_bytes());
         self.version.push(reservation.version);
         self.state.push(state);
-        self.scope.push(reservation.subject.scope_text());
-        self.body.push(rows::reservation_body(reservation)?);
+        self.scope.push(if is_new {
+            reservation.subject.scope_text()
+        } else {
+            String::new()
+        });
+        self.body.push(if is_new {
+            rows::reservation_body(reservation)?
+        } else {
+            String::new()
+        });
         self.holds
             .push(serde_json::to_string(&reservation.tranches)?);
         self.created.push(reservation.created_at.as_micros());
@@ -481,19 +500,19 @@ impl ReservationColumns {
     }
 }
 
-impl LedgerColumns {
-    fn push(&mut self, tenant: &str, entry: &crate::domain::ledger::Entry) {
-        self.tenant.push(tenant.to_owned());
+impl<'a> LedgerColumns<'a> {
+    fn push(&mut self, tenant: &'a str, entry: &'a Entry) {
+        self.tenant.push(tenant);
         self.seq.push(entry.body.seq.0);
         self.time.push(entry.body.time.as_micros());
         self.kind.push(entry.body.kind.as_str());
         self.decision.push(entry.body.decision.map(|d| d.as_str()));
-        let reservation = entry.body.reservation;
+        let reservation = entry.body.reservation.as_ref();
         self.reservation
-            .push(reservation.map(|id| id.key_hash().as_bytes().to_vec()));
-        self.body.push(entry.text.to_string());
-        self.prev_hash.push(entry.prev_hash.0.to_vec());
-        self.hash.push(entry.hash.0.to_vec());
+            .push(reservation.map(|id| id.as_bytes().as_slice()));
+        self.body.push(&entry.text);
+        self.prev_hash.push(&entry.prev_hash.0);
+        self.hash.push(&entry.hash.0);
     }
 }
 
@@ -600,9 +619,9 @@ pub(crate) async fn write(
         .bind(reservations.settled)
         .bind(reservations.settle_seq)
         .bind(reservations.charged)
-        .bind(keys.0)
-        .bind(keys.1)
-        .bind(keys.2)
+        .bind(keys.tenant)
+        .bind(keys.hash)
+        .bind(keys.seq)
         .bind(ledger.tenant)
         .bind(ledger.seq)
         .bind(ledger.time)
@@ -626,15 +645,18 @@ pub(crate) async fn standing(
 ) -> Result<BTreeSet<TenantId>, StoreError> {
     let tenants: Vec<_> = tips.iter().map(|(t, _)| t.as_str().to_owned()).collect();
     let seqs: Vec<_> = tips.iter().map(|(_, tip)| tip.seq.0).collect();
+    let times: Vec<_> = tips.iter().map(|(_, t)| t.time.as_micros()).collect();
     let hashes: Vec<_> = tips.iter().map(|(_, tip)| tip.hash.0.to_vec()).collect();
     let found: Vec<String> = sqlx::query_scalar(
         "/* standing */
          SELECT l.tenant_id
-         FROM unnest($1::text[], $2::bigint[], $3::bytea[]) AS u (tenant_id, seq, hash)
-         JOIN ledger l ON l.tenant_id = u.tenant_id AND l.seq = u.seq AND l.hash = u.hash",
+         FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[]) AS u (tenant_id, seq, time_us, hash)
+         JOIN ledger l ON l.tenant_id = u.tenant_id AND l.seq = u.seq AND l.time_us = u.time_us
+             AND l.hash = u.hash",
     )
     .bind(tenants)
     .bind(seqs)
+    .bind(times)
     .bind(hashes)
     .fetch_all(conn)
     .await

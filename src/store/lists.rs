@@ -112,7 +112,7 @@ impl Store {
             "/* reservation */ SELECT * FROM reservations WHERE tenant_id = $1 AND reservation_id = $2",
         )
         .bind(tenant.as_str())
-        .bind(id.key_hash().as_bytes().to_vec())
+        .bind(id.as_bytes().to_vec())
         .fetch_optional(&self.pool)
         .await
         .map_err(sort)?;
@@ -227,11 +227,7 @@ impl Store {
             .bind(query.after.map_or(start, |seq| seq.0))
             .bind(kinds)
             .bind(query.decision.map(Decision::as_str))
-            .bind(
-                query
-                    .reservation
-                    .map(|id| id.key_hash().as_bytes().to_vec()),
-            )
+            .bind(query.reservation.map(|id| id.as_bytes().to_vec()))
             .bind(query.from.map_or(i64::MIN, Timestamp::as_micros))
             .bind(query.until.map_or(i64::MAX, Timestamp::as_micros))
             .bind(query.limit)

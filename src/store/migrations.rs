@@ -3,16 +3,31 @@
 use sha2::{Digest as _, Sha256};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use super::{StoreError, sort};
+use super::{StoreError, partitions, sort};
 
 /// The version that this program needs.
-pub const SCHEMA_VERSION: i32 = 1;
+pub const SCHEMA_VERSION: i32 = 3;
 
-const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [(
-    1,
-    "initial",
-    include_str!("../../migrations/0001_initial.sql"),
-)];
+/// The version from which on the ledger has months.
+const PARTITIONED: i32 = 2;
+
+const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [
+    (
+        1,
+        "initial",
+        include_str!("../../migrations/0001_initial.sql"),
+    ),
+    (
+        2,
+        "partitioned_ledger",
+        include_str!("../../migrations/0002_partitioned_ledger.sql"),
+    ),
+    (
+        3,
+        "move_ledger",
+        include_str!("../../migrations/0003_move_ledger.sql"),
+    ),
+];
 
 const SERVICE_ROLE: &str = include_str!("../../migrations/service_role.sql");
 
@@ -35,12 +50,13 @@ pub async fn schema_version(conn: &mut PgConnection) -> Result<i32, StoreError> 
     .map_err(sort)
 }
 
-/// Brings a database to [`SCHEMA_VERSION`], and gives a role what the server
-/// needs. Answers the versions that were applied. Safe to run from several
+/// Brings a database to [`SCHEMA_VERSION`], makes the ledger's months ahead of time,
+/// and gives a role what the server needs. Answers the versions that were applied. Safe to run from several
 /// processes at once.
 pub async fn migrate(
     conn: &mut PgConnection,
     service_role: Option<&str>,
+    now_us: i64,
 ) -> Result<Vec<i32>, StoreError> {
     sqlx::raw_sql(
         "CREATE TABLE IF NOT EXISTS remit_migrations (
@@ -74,8 +90,12 @@ pub async fn migrate(
         .execute(&mut *tx)
         .await
         .map_err(sort)?;
+        if *version == PARTITIONED {
+            partitions::ensure(&mut tx, now_us).await?;
+        }
         applied.push(*version);
     }
+    partitions::ensure(&mut tx, now_us).await?;
     if let Some(role) = service_role {
         let quoted = format!("\"{}\"", role.replace('"', "\"\""));
         let grants = SERVICE_ROLE.replace("\"remit_service\"", &quoted);

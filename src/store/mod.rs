@@ -17,6 +17,7 @@ pub(crate) mod hot;
 pub(crate) mod keys;
 mod lists;
 mod migrations;
+mod partitions;
 pub(crate) mod provisioning;
 mod rows;
 mod verification;

@@ -135,8 +135,8 @@ pub(super) fn credits_text(balance: &Balance) -> Result<Option<String>, StoreErr
 /// What of a reservation never changes.
 #[derive(Serialize, Deserialize)]
 struct ReservationBody {
-    subject: Subject,
-    action: Action,
+    subject: Arc<Subject>,
+    action: Arc<Action>,
     overage_policy: OveragePolicy,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,

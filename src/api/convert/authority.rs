@@ -139,8 +139,8 @@ fn ask(
     let estimates = fields.amounts("estimates", estimates);
     let context = context(fields, context_message);
     Some(Ask {
-        subject: subject?,
-        action: action?,
+        subject: subject?.into(),
+        action: action?.into(),
         estimates,
         context,
     })

@@ -17,6 +17,7 @@ use super::*;
 
 const RESERVE: &str = "/remit.v1.Authority/Reserve";
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
+const PROVISION: &str = "/remit.v1.Provisioning/Provision";
 
 fn limits() -> LayerLimits {
     LayerLimits {
@@ -340,8 +341,10 @@ async fn each_request_is_logged_in_one_line_at_the_level_of_its_code() {
     let _here = tracing::subscriber::set_default(subscriber);
 
     let table = [
-        (RESERVE, Code::Ok, "INFO"),
-        (RESERVE, Code::NotFound, "INFO"),
+        (RESERVE, Code::Ok, "DEBUG"),
+        (PROVISION, Code::Ok, "INFO"),
+        (RESERVE, Code::NotFound, "DEBUG"),
+        (PROVISION, Code::NotFound, "INFO"),
         (RESERVE, Code::DeadlineExceeded, "WARN"),
         (RESERVE, Code::Unavailable, "WARN"),
         (RESERVE, Code::DataLoss, "ERROR"),
@@ -391,7 +394,7 @@ async fn each_request_is_logged_in_one_line_at_the_level_of_its_code() {
     assert!(given_up.await.is_err());
     let text = String::from_utf8_lossy(&log.bytes()).into_owned();
     assert!(
-        text.contains("INFO") && text.contains("code=\"CANCELLED\""),
+        text.contains("DEBUG") && text.contains("code=\"CANCELLED\""),
         "{text}"
     );
 }

@@ -1,0 +1,126 @@
+//! The ledger's months. Each is a table of its own (`ledger_y2026m11`), so that it can
+//! be detached and archived whole. Migrations make them ahead of time; what falls into
+//! none lands in `ledger_default`, so that no decision is ever refused for want of one.
+
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan as _};
+use sqlx::{AssertSqlSafe, PgConnection};
+
+use super::{StoreError, sort};
+
+/// Months that are made ahead.
+const AHEAD: i32 = 12;
+
+/// A calendar month in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Month(Date);
+
+impl Month {
+    /// The month of an instant, in microseconds since 1970.
+    pub(super) fn of(micros: i64) -> Result<Self, StoreError> {
+        let out_of_range = |_| StoreError::Corrupt("a time beyond the calendar".into());
+        let at = Timestamp::from_microsecond(micros).map_err(out_of_range)?;
+        Ok(Self(at.to_zoned(TimeZone::UTC).date().first_of_month()))
+    }
+
+    fn plus(self, months: i32) -> Result<Self, StoreError> {
+        let out_of_range = |_| StoreError::Corrupt("a time beyond the calendar".into());
+        let date = self.0.checked_add(months.months()).map_err(out_of_range)?;
+        Ok(Self(date))
+    }
+
+    /// Its table.
+    pub(super) fn table(self) -> String {
+        format!("ledger_y{:04}m{:02}", self.0.year(), self.0.month())
+    }
+
+    /// Its first microsecond.
+    fn start(self) -> Result<i64, StoreError> {
+        let start = self.0.to_zoned(TimeZone::UTC);
+        let start = start.map_err(|_| StoreError::Corrupt("a time beyond the calendar".into()))?;
+        Ok(start.timestamp().as_microsecond())
+    }
+}
+
+/// Makes the months from the first entry, or from now, to a year ahead, as far as they
+/// are missing. Answers how many were made. Needs the owner of the schema.
+///
+/// A month of which entries are in `ledger_default` already can't be made any more and
+/// is left out; those entries stay where they are.
+pub(super) async fn ensure(conn: &mut PgConnection, now_us: i64) -> Result<u32, StoreError> {
+    // Only there between two migrations.
+    let first_us: Option<i64> = match exists(conn, "ledger_unpartitioned").await? {
+        true => {
+            sqlx::query_scalar("/* first_entry */ SELECT min(time_us) FROM ledger_unpartitioned")
+                .fetch_one(&mut *conn)
+                .await
+                .map_err(sort)?
+        }
+        false => None,
+    };
+    let now = Month::of(now_us)?;
+    let end = now.plus(AHEAD)?;
+    let mut month = match first_us {
+        Some(first) => Month::of(first)?.min(now),
+        None => now,
+    };
+    let mut made = 0;
+    while month <= end {
+        let next = month.plus(1)?;
+        if !exists(conn, &month.table()).await? && !has_strays(conn, month, next).await? {
+            let make = format!(
+                "CREATE TABLE {} PARTITION OF ledger FOR VALUES FROM ({}) TO ({})",
+                month.table(),
+                month.start()?,
+                next.start()?
+            );
+            sqlx::raw_sql(AssertSqlSafe(make))
+                .execute(&mut *conn)
+                .await
+                .map_err(sort)?;
+            made += 1;
+        }
+        month = next;
+    }
+    Ok(made)
+}
+
+async fn exists(conn: &mut PgConnection, table: &str) -> Result<bool, StoreError> {
+    sqlx::query_scalar("/* exists */ SELECT to_regclass($1) IS NOT NULL")
+        .bind(table)
+        .fetch_one(conn)
+        .await
+        .map_err(sort)
+}
+
+/// Whether entries of a month went into the default partition.
+async fn has_strays(
+    conn: &mut PgConnection,
+    month: Month,
+    next: Month,
+) -> Result<bool, StoreError> {
+    sqlx::query_scalar(
+        "/* strays */ SELECT EXISTS (SELECT 1 FROM ledger_default WHERE time_us >= $1 AND time_us < $2)",
+    )
+    .bind(month.start()?)
+    .bind(next.start()?)
+    .fetch_one(conn)
+    .await
+    .map_err(sort)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_month_begins_at_midnight_utc_and_ends_with_the_next() {
+        let month = Month::of(1_796_083_199_999_999).expect("a month");
+        assert_eq!(month.table(), "ledger_y2026m11");
+        let next = month.plus(1).expect("a month");
+        assert_eq!(next.table(), "ledger_y2026m12");
+        assert_eq!(next.start().expect("a time"), 1_796_083_200_000_000);
+        assert_eq!(Month::of(1_796_083_200_000_000).expect("a month"), next);
+    }
+}
