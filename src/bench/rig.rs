@@ -68,6 +68,7 @@ impl Rig {
         })
         .await?;
         opened.migrate().await?;
+        Store::new(&opened.owner_url, 1)?.settle_in().await?;
         Ok(Self {
             servers: Vec::new(),
             operator_key: String::new(),

@@ -4,10 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Response;
-use http_body_util::BodyExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::ErrorDetails;
 
@@ -23,7 +20,9 @@ pub(super) struct Slots {
     limit: usize,
 }
 
-/// One request's place. Free again when it is dropped.
+/// One request's place. Free again when it is dropped, which is when the answer's body
+/// has been sent or given up.
+#[derive(Debug)]
 pub(super) struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -55,17 +54,5 @@ impl Slots {
                 ErrorDetails::with_retry_info(Some(RETRY_DELAY)),
             )),
         }
-    }
-}
-
-impl Slot {
-    /// Keeps the slot until the answer's body has been sent or given up.
-    pub(super) fn held_by(self, response: Response<Body>) -> Response<Body> {
-        response.map(|body| {
-            Body::new(body.map_frame(move |frame| {
-                let _held = &self;
-                frame
-            }))
-        })
     }
 }

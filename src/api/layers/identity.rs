@@ -1,15 +1,13 @@
 //! Names each request, opens its span, and logs the one line that says how it
 //! ended.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::BodyExt as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 use uuid::Uuid;
 
 use super::{AUTHORITY_PREFIX, HEALTH_PREFIX, REFLECTION_PREFIX, code_name};
@@ -52,7 +50,7 @@ impl RequestIdentity {
         };
         let trace_id = match text(TRACEPARENT_HEADER).and_then(trace_id_of) {
             Some(id) => id.into(),
-            None => random_trace_id().into(),
+            None => Uuid::new_v4().simple().to_string().into(),
         };
         Self {
             request_id,
@@ -87,68 +85,10 @@ fn trace_id_of(traceparent: &str) -> Option<&str> {
     valid.then_some(trace)
 }
 
-fn random_trace_id() -> String {
-    let mut bytes = [0; 16];
-    // A failing random source is a broken system; the UUID then does what it can.
-    if getrandom::fill(&mut bytes).is_err() {
-        bytes = Uuid::now_v7().into_bytes();
-    }
-    hex::encode(bytes)
-}
-
-/// Runs `next` inside the request's span, with its identity in its extensions, and
-/// names the request in the answer's headers.
-pub(super) async fn identified<F>(
-    mut request: Request<Body>,
-    metrics: Metrics,
-    next: impl FnOnce(Request<Body>) -> F,
-) -> Result<Response<Body>, Infallible>
-where
-    F: Future<Output = Result<Response<Body>, Infallible>>,
-{
-    let identity = RequestIdentity::from_headers(request.headers());
-    let path = request.uri().path();
-    let method = path.strip_prefix('/').unwrap_or(path);
-    let method = &method[..method.floor_char_boundary(LOGGED_METHOD_BYTES_MAX)];
-    // At ERROR so that the span is there for every line that the filter lets
-    // through.
-    let span = tracing::error_span!(
-        "grpc",
-        method,
-        request_id = &*identity.request_id,
-        trace_id = &*identity.trace_id,
-    );
-    let mut completion = Completion {
-        span: span.clone(),
-        started: Instant::now(),
-        quiet: [AUTHORITY_PREFIX, HEALTH_PREFIX, REFLECTION_PREFIX]
-            .iter()
-            .any(|prefix| path.starts_with(prefix)),
-        code: None,
-        path: path.into(),
-        metrics,
-    };
-    request.extensions_mut().insert(identity.clone());
-
-    let mut response = next(request).instrument(span).await?;
-
-    if let Ok(value) = HeaderValue::from_str(&identity.request_id) {
-        response.headers_mut().insert(REQUEST_ID_HEADER, value);
-    }
-    completion.note(response.headers());
-    Ok(response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            if let Some(trailers) = frame.trailers_ref() {
-                completion.note(trailers);
-            }
-            frame
-        }))
-    }))
-}
-
 /// Logs when it is dropped, which is when the answer has left, or the client has.
-struct Completion {
+pub(super) struct Completion {
     span: Span,
+    request_id: Arc<str>,
     started: Instant,
     /// Probes come every few seconds, and what agents ask stands in the ledger: at
     /// DEBUG unless the server is at fault.
@@ -160,7 +100,48 @@ struct Completion {
 }
 
 impl Completion {
-    fn note(&mut self, headers: &HeaderMap) {
+    /// Names a request, in its extensions too, and opens its span.
+    pub(super) fn open(request: &mut Request<Body>, metrics: Metrics) -> Self {
+        let identity = RequestIdentity::from_headers(request.headers());
+        let path = request.uri().path();
+        let method = path.strip_prefix('/').unwrap_or(path);
+        let method = &method[..method.floor_char_boundary(LOGGED_METHOD_BYTES_MAX)];
+        // At ERROR so that the span is there for every line that the filter lets
+        // through.
+        let span = tracing::error_span!(
+            "grpc",
+            method,
+            request_id = &*identity.request_id,
+            trace_id = &*identity.trace_id,
+        );
+        let completion = Self {
+            span,
+            request_id: identity.request_id.clone(),
+            started: Instant::now(),
+            quiet: [AUTHORITY_PREFIX, HEALTH_PREFIX, REFLECTION_PREFIX]
+                .iter()
+                .any(|prefix| path.starts_with(prefix)),
+            code: None,
+            path: path.into(),
+            metrics,
+        };
+        request.extensions_mut().insert(identity);
+        completion
+    }
+
+    pub(super) fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Names the request in its answer.
+    pub(super) fn sign(&self, headers: &mut HeaderMap) {
+        if let Ok(value) = HeaderValue::from_str(&self.request_id) {
+            headers.insert(REQUEST_ID_HEADER, value);
+        }
+    }
+
+    /// Takes the code from headers or trailers.
+    pub(super) fn note(&mut self, headers: &HeaderMap) {
         if let Some(code) = headers.get(Status::GRPC_STATUS) {
             self.code = Some(Code::from_bytes(code.as_bytes()));
         }

@@ -10,14 +10,17 @@
 //!    costs next to nothing.
 //! 4. `deadline`: around reading the request as well as working on it, so that
 //!    a slow sender can't keep its slot.
-//! 5. `shape`: next to the services, where tonic's own errors come from; the
-//!    steps outside make their errors in the right form themselves.
+//!
+//! On its way back an answer becomes a `leaving` body: there `shape` words tonic's own
+//! errors like ours, a panic ends a stream in order, and slot and log line wait for the
+//! end.
 //!
 //! An error that leaves here carries exactly one `google.rpc.ErrorInfo`.
 
 mod concurrency;
 mod deadline;
 mod identity;
+mod leaving;
 mod panic;
 mod shape;
 
@@ -35,9 +38,12 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
+use tracing::Instrument as _;
 
-use concurrency::Slots;
+use concurrency::{Slot, Slots};
 use deadline::Deadlines;
+use identity::Completion;
+use leaving::leave;
 
 use crate::metrics::Metrics;
 
@@ -118,40 +124,45 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         // Only the instance that was polled ready may be called, so the clone
         // stays behind.
         let fresh = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, fresh);
         let steps = self.steps.clone();
-        let metrics = self.steps.metrics.clone();
-        Box::pin(panic::caught(identity::identified(
-            request,
-            metrics,
-            |request| panic::caught(steps.admit(request, inner)),
-        )))
+        let answered = async move {
+            let completion = Completion::open(&mut request, steps.metrics.clone());
+            let span = completion.span().clone();
+            let admitted = panic::caught(steps.admit(request, inner)).instrument(span);
+            let (answer, slot) = match admitted.await {
+                Ok(admitted) => admitted,
+                Err(panicked) => (panicked.into_http(), None),
+            };
+            leave(answer, completion, slot)
+        };
+        Box::pin(async move {
+            let answer = panic::caught(answered).await;
+            Ok(answer.unwrap_or_else(Status::into_http))
+        })
     }
 }
 
 impl EdgeLayer {
-    /// The steps that may refuse, and the service.
-    async fn admit<S>(
-        self,
-        request: Request<Body>,
-        mut inner: S,
-    ) -> Result<Response<Body>, S::Error>
+    /// The steps that may refuse, and the service. The slot is to be kept until the
+    /// answer has left.
+    async fn admit<S>(self, request: Request<Body>, mut inner: S) -> (Response<Body>, Option<Slot>)
     where
-        S: Service<Request<Body>, Response = Response<Body>>,
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     {
         let slot = match self.slots.take(request.uri().path()) {
             Ok(slot) => slot,
-            Err(refusal) => return Ok(refusal.into_http()),
+            Err(refusal) => return (refusal.into_http(), None),
         };
-        let answer = self
+        let Ok(answer) = self
             .deadlines
             .kept(request, |request| inner.call(request))
-            .await?;
-        Ok(slot.held_by(panic::caught_in_body(shape::shaped(answer))))
+            .await;
+        (answer, Some(slot))
     }
 }
 

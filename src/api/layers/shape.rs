@@ -6,9 +6,7 @@
 
 use std::collections::HashMap;
 
-use http::{HeaderMap, Response};
-use http_body_util::BodyExt as _;
-use tonic::body::Body;
+use http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::ErrorDetails;
 
@@ -27,21 +25,8 @@ const MALFORMED: [&str; 5] = [
     "Error decompressing",
 ];
 
-/// Shapes an error that stands in the headers, now, or in the trailers, when they
-/// come.
-pub(super) fn shaped(mut response: Response<Body>) -> Response<Body> {
-    reshape(response.headers_mut());
-    response.map(|body| {
-        Body::new(body.map_frame(|mut frame| {
-            if let Some(trailers) = frame.trailers_mut() {
-                reshape(trailers);
-            }
-            frame
-        }))
-    })
-}
-
-fn reshape(headers: &mut HeaderMap) {
+/// Shapes an error that stands in headers or trailers.
+pub(super) fn reshape(headers: &mut HeaderMap) {
     if headers.contains_key(Status::GRPC_STATUS_DETAILS) {
         return;
     }
