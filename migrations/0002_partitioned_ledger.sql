@@ -1,6 +1,6 @@
 -- The ledger by months, so that old ones can be detached and archived; what changes
 -- of a reservation last in its row, so that a settlement logs only that; when the hot
--- tables are vacuumed. `remit migrate` makes the months (`store/partitions.rs`), then
+-- tables are vacuumed; where the sweeper goes on. `remit migrate` makes the months (`store/partitions.rs`), then
 -- moves the rows (0003).
 
 ALTER TABLE ledger RENAME TO ledger_unpartitioned;
@@ -55,6 +55,12 @@ SELECT tenant_id, reservation_id, scope, body, created_us, reserve_seq, version,
 FROM reservations_unordered;
 
 DROP TABLE reservations_unordered;
+
+-- How far sweepers came, so that a server that starts goes on there.
+CREATE TABLE sweeps (
+    name     text   PRIMARY KEY,  -- lapsed
+    until_us bigint NOT NULL
+);
 
 -- Small tables of which every row changes all the time. Updates in place clean up after
 -- themselves; vacuum is for what they can't reach, so it comes by number, not by share.

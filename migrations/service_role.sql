@@ -1,5 +1,5 @@
 -- What the server's role may do: the ledger can be read and appended to, never
 -- changed. Run by `remit migrate --service-role`, with the role's name put in.
 GRANT SELECT, INSERT ON ledger, idempotency_keys TO "remit_service";
-GRANT SELECT, INSERT, UPDATE ON tenants, heads, budgets, balances, reservations, api_keys TO "remit_service";
+GRANT SELECT, INSERT, UPDATE ON tenants, heads, budgets, balances, reservations, api_keys, sweeps TO "remit_service";
 GRANT SELECT ON remit_migrations TO "remit_service";

@@ -122,7 +122,7 @@ impl Bench {
         let channel = connect(&rig.servers[0].address).await?;
         let operator = world::bearer(&rig.operator_key)?;
         let mut names = vec!["hot".to_owned()];
-        names.extend((0..many).map(|number| format!("t{number:06}")));
+        names.extend((0..many).map(world::name));
         let denied = args.mix == Mix::Denied;
         let mut loaded = world::prepare(&channel, &operator, &names, args.depth, denied).await?;
         for tenant in &mut loaded {

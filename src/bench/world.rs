@@ -22,7 +22,7 @@ pub(super) const ESTIMATE: i64 = 3;
 /// What it then uses.
 pub(super) const ACTUAL: i64 = 2;
 /// More than any measurement can use.
-const ALLOCATION: i64 = 1_000_000_000_000_000;
+pub(super) const ALLOCATION: i64 = 1_000_000_000_000_000;
 /// Tenants of one document.
 const DOCUMENT: usize = 100;
 /// Calls at once while preparing and checking.
@@ -101,7 +101,13 @@ pub(super) fn points(value: i64) -> Vec<Amount> {
     }]
 }
 
-fn subject(tenant: &str, depth: u8) -> Subject {
+/// The name of one of many tenants.
+pub(super) fn name(number: u32) -> String {
+    format!("t{number:06}")
+}
+
+/// Who acts, in a chain of so many budgets.
+pub(super) fn subject(tenant: &str, depth: u8) -> Subject {
     let mut subject = Subject {
         tenant: tenant.into(),
         ..Subject::default()
@@ -122,7 +128,8 @@ fn subject(tenant: &str, depth: u8) -> Subject {
     subject
 }
 
-fn budgets(tenant: &str, depth: u8, allocation: i64) -> Vec<Budget> {
+/// The scopes of a chain of so many budgets, from the root down.
+pub(super) fn scopes(tenant: &str, depth: u8) -> Vec<String> {
     let mut scope = format!("tenant:{tenant}");
     let mut scopes = vec![scope.clone()];
     for (level, value) in LEVELS.iter().take(usize::from(depth) - 1) {
@@ -130,14 +137,16 @@ fn budgets(tenant: &str, depth: u8, allocation: i64) -> Vec<Budget> {
         scopes.push(scope.clone());
     }
     scopes
-        .into_iter()
-        .map(|scope| Budget {
-            scope,
-            unit: Unit::RiskPoints.into(),
-            limit: Some(budget::Limit::Allocation(allocation)),
-            ..Budget::default()
-        })
-        .collect()
+}
+
+fn budgets(tenant: &str, depth: u8, allocation: i64) -> Vec<Budget> {
+    let budget = |scope| Budget {
+        scope,
+        unit: Unit::RiskPoints.into(),
+        limit: Some(budget::Limit::Allocation(allocation)),
+        ..Budget::default()
+    };
+    scopes(tenant, depth).into_iter().map(budget).collect()
 }
 
 /// Provisions tenants of these names, each with a chain of budgets and a key for

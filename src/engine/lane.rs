@@ -30,6 +30,9 @@ use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, hot};
 const TENANTS_KEPT: usize = 8_192;
 /// Most balances, reservations and keys that are kept of one tenant.
 const ROWS_KEPT: usize = 16_384;
+/// Most turns that are left to others before a batch is taken, as long as each brings
+/// something.
+const YIELDS: u32 = 16;
 /// Attempts at one batch before it is given up as ABORTED.
 const ATTEMPTS: u32 = 8;
 /// How long a batch is tried again while the database can't be reached.
@@ -104,7 +107,15 @@ impl Worker {
         loop {
             // Lets those who were just answered ask again before the queue is
             // taken: larger batches, without a timer.
-            tokio::task::yield_now().await;
+            let (mut waiting, mut in_vain) = (self.queue.len(), 0);
+            for _ in 0..YIELDS {
+                tokio::task::yield_now().await;
+                let before = std::mem::replace(&mut waiting, self.queue.len());
+                in_vain = if waiting > before { 0 } else { in_vain + 1 };
+                if in_vain == 3 {
+                    break;
+                }
+            }
             let jobs = self.queue.take(self.max_batch);
             if jobs.is_empty() {
                 if drained.is_cancelled() {

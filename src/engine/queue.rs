@@ -76,6 +76,12 @@ impl Queue {
         Ok(())
     }
 
+    /// How many jobs are waiting.
+    pub(super) fn len(&self) -> usize {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.total
+    }
+
     /// Waits until something is waiting.
     pub(super) async fn arrived(&self) {
         self.arrived.notified().await;

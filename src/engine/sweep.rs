@@ -2,9 +2,10 @@
 //!
 //! It finds them by the end of their grace and sends each through its tenant's
 //! lane, where it is decided anew whether the time is over; so any number of
-//! processes may sweep the same reservations. It looks back a little at each
-//! round and a lot once in a while, for what a slow round or another process's
-//! clock has left behind; the first round looks at everything.
+//! processes may sweep the same reservations. A round looks at what has lapsed since
+//! the one before; now and then one looks back further, for what was written late or
+//! by a process whose clock differs. How far the oldest of these came is stored, so that a server
+//! that starts need not look at everything there ever was.
 
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ use crate::domain::id::{ReservationId, TenantId};
 use crate::domain::request::{Command, Origin};
 use crate::domain::time::Timestamp;
 
-/// How far an ordinary round looks back.
-const LOOK_BACK: Duration = Duration::from_secs(10);
-/// How far every `DEEP_EVERY`th round looks back.
-const LOOK_BACK_DEEP: Duration = Duration::from_secs(600);
-const DEEP_EVERY: u32 = 60;
+/// Every so many rounds, how far one looks back. What is looked at was settled long ago
+/// for the most part, so that all of these together read what lapses in a few seconds.
+const LOOK_BACK: [(u32, Duration); 2] = [
+    (10, Duration::from_secs(15)),
+    (600, Duration::from_secs(600)),
+];
 /// Reservations read at once.
 const PAGE: i64 = 500;
 
@@ -27,7 +29,7 @@ pub(super) async fn run(engine: Engine, interval: Duration) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stopping = engine.stopping();
-    let mut swept_until = Timestamp::from_micros(0);
+    let mut swept_until = None;
     let mut round = 0_u32;
     loop {
         tokio::select! {
@@ -35,21 +37,39 @@ pub(super) async fn run(engine: Engine, interval: Duration) {
             () = stopping.cancelled() => return,
         }
         let now = engine.now();
-        let back = if round % DEEP_EVERY == DEEP_EVERY - 1 {
-            LOOK_BACK_DEEP
-        } else {
-            LOOK_BACK
-        };
-        let back = i64::try_from(back.as_micros()).unwrap_or(0);
-        let from = Timestamp::from_micros((swept_until.as_micros() - back).max(0));
-        match sweep(&engine, from, now).await {
+        let due = LOOK_BACK
+            .iter()
+            .filter(|(every, _)| round.is_multiple_of(*every));
+        let back = due.map(|(_, back)| *back).max();
+        match sweep_since(&engine, swept_until, back.unwrap_or_default(), now).await {
             Ok(()) => {
-                swept_until = now;
+                swept_until = Some(now);
                 round = round.wrapping_add(1);
             }
             Err(error) => tracing::debug!(%error, "a sweep was cut short"),
         }
     }
+}
+
+/// One round; the first one of a process goes on where any process's deepest one ended.
+async fn sweep_since(
+    engine: &Engine,
+    swept_until: Option<Timestamp>,
+    back: Duration,
+    now: Timestamp,
+) -> Result<(), EngineError> {
+    let store = &engine.0.store;
+    let since = match swept_until {
+        Some(since) => since,
+        None => store.swept_until().await?,
+    };
+    let back_us = i64::try_from(back.as_micros()).unwrap_or(0);
+    let from = Timestamp::from_micros((since.as_micros() - back_us).max(0));
+    sweep(engine, from, now).await?;
+    if LOOK_BACK.iter().all(|(_, other)| back >= *other) {
+        store.set_swept_until(now).await?;
+    }
+    Ok(())
 }
 
 /// Expires what is overdue in a window, page by page.

@@ -252,6 +252,30 @@ impl Store {
         row.as_ref().map(stored_entry).transpose()
     }
 
+    /// Until when every reservation that lapsed was looked at; 1970 where none was.
+    pub async fn swept_until(&self) -> Result<Timestamp, StoreError> {
+        let until: Option<i64> = sqlx::query_scalar(
+            "/* swept_until */ SELECT until_us FROM sweeps WHERE name = 'lapsed'",
+        )
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(sort)?;
+        Ok(Timestamp::from_micros(until.unwrap_or(0)))
+    }
+
+    /// Stores that.
+    pub async fn set_swept_until(&self, until: Timestamp) -> Result<(), StoreError> {
+        sqlx::query(
+            "/* set_swept_until */ INSERT INTO sweeps AS s (name, until_us) VALUES ('lapsed', $1)
+             ON CONFLICT (name) DO UPDATE SET until_us = greatest(s.until_us, excluded.until_us)",
+        )
+        .bind(until.as_micros())
+        .execute(&self.pool)
+        .await
+        .map_err(sort)?;
+        Ok(())
+    }
+
     /// Active reservations whose time with grace ended in a window: the
     /// sweeper's work, oldest first.
     pub async fn overdue(

@@ -29,6 +29,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection};
 
+pub(crate) use benchmark::CopyRows;
 pub use hot::{Head, HeadWrite, Loaded, TenantWrite};
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
 

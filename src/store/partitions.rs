@@ -60,13 +60,21 @@ pub(super) async fn ensure(conn: &mut PgConnection, now_us: i64) -> Result<u32, 
         false => None,
     };
     let now = Month::of(now_us)?;
-    let end = now.plus(AHEAD)?;
-    let mut month = match first_us {
+    let first = match first_us {
         Some(first) => Month::of(first)?.min(now),
         None => now,
     };
+    make(conn, first, now.plus(AHEAD)?).await
+}
+
+/// Makes the months from one to another, both included, as [`ensure`] does.
+pub(super) async fn make(
+    conn: &mut PgConnection,
+    mut month: Month,
+    last: Month,
+) -> Result<u32, StoreError> {
     let mut made = 0;
-    while month <= end {
+    while month <= last {
         let next = month.plus(1)?;
         if !exists(conn, &month.table()).await? && !has_strays(conn, month, next).await? {
             let make = format!(
