@@ -22,6 +22,16 @@ CREATE TABLE ledger (
 -- Nothing is refused for want of a month.
 CREATE TABLE ledger_default PARTITION OF ledger DEFAULT;
 
+-- Where chains were archived up to: the rest is verified from here.
+CREATE TABLE ledger_checkpoints (
+    tenant_id text   NOT NULL,
+    seq       bigint NOT NULL,  -- of the last archived entry
+    time_us   bigint NOT NULL,  -- of that entry
+    hash      bytea  NOT NULL,  -- of that entry
+    made      text   NOT NULL,  -- JSON: settings, budgets and balances as the entries left them
+    PRIMARY KEY (tenant_id, seq)
+);
+
 ALTER TABLE reservations RENAME TO reservations_unordered;
 ALTER INDEX reservations_pkey RENAME TO reservations_unordered_pkey;
 ALTER INDEX reservations_by_lapse RENAME TO reservations_unordered_by_lapse;

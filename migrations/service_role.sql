@@ -2,4 +2,4 @@
 -- changed. Run by `remit migrate --service-role`, with the role's name put in.
 GRANT SELECT, INSERT ON ledger, idempotency_keys TO "remit_service";
 GRANT SELECT, INSERT, UPDATE ON tenants, heads, budgets, balances, reservations, api_keys, sweeps TO "remit_service";
-GRANT SELECT ON remit_migrations TO "remit_service";
+GRANT SELECT ON ledger_checkpoints, remit_migrations TO "remit_service";

@@ -1,11 +1,12 @@
 //! The commands of `remit`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::archive;
 use crate::bench::{self, BenchArgs};
 use crate::client::{self, Bearer, failed};
 use crate::config::{
@@ -15,8 +16,8 @@ use crate::domain::id::TenantId;
 use crate::proto;
 use crate::proto::provisioning_client::ProvisioningClient;
 use crate::server::{self, Opened};
-use crate::store::Store;
 use crate::store::embedded::{default_data_dir, owner_url_at, running_socket_dir};
+use crate::store::{Month, Store};
 use crate::telemetry;
 
 /// A mistake in flags or variables (`EX_USAGE` of sysexits).
@@ -43,6 +44,9 @@ enum Command {
     /// Exits with 1 when something differs. Reads the database itself, so that it needs no
     /// trust in the server.
     Verify(VerifyArgs),
+    /// Moves old months of the ledger into files that verify by themselves and with what is
+    /// left. For the owner of the schema.
+    Archive(ArchiveArgs),
     /// Asks a server whether it is ready. Exits with 0 when it is, else with 1.
     Healthcheck(HealthcheckArgs),
     /// Measures a server under load, its own or a running one, and checks its books after.
@@ -74,6 +78,28 @@ struct VerifyArgs {
     /// Only this tenant's ledger. Default: every one, and the operators' own (_remit).
     #[arg(long, value_name = "TENANT")]
     tenant: Option<String>,
+    /// Folder with all archives, to verify every chain from its first entry on. Default:
+    /// from where it was archived up to.
+    #[arg(long, value_name = "PATH")]
+    archive: Option<PathBuf>,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ArchiveArgs {
+    /// Archive the months before this one, at the latest the last one: the month before
+    /// the current one stays, for retries of its requests.
+    #[arg(long, value_name = "YYYY-MM")]
+    before: String,
+    /// Folder for the files, one a month.
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+    /// Drop the tables of archived months in place of leaving them detached.
+    #[arg(long)]
+    drop: bool,
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(flatten)]
@@ -129,7 +155,22 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify(args) => {
             let (database, log) = both(args.database.resolve(), args.log.resolve())?;
             telemetry::init(&log)?;
-            runtime.block_on(verify(&database, args.tenant.as_deref()))
+            let (tenant, archive) = (args.tenant.as_deref(), args.archive.as_deref());
+            runtime.block_on(at_owner_url(&database, async |url| {
+                verify_at(&url, tenant, archive).await
+            }))
+        }
+        Command::Archive(args) => {
+            let (database, log) = both(args.database.resolve(), args.log.resolve())?;
+            telemetry::init(&log)?;
+            let before = month_to_archive(&args.before)?;
+            runtime.block_on(at_owner_url(&database, async |url| {
+                let store = Store::new(&url, 1)?;
+                store.check().await?;
+                archive::archive(&store, before, &args.out, args.drop).await?;
+                store.close().await;
+                Ok(ExitCode::SUCCESS)
+            }))
         }
         Command::Healthcheck(args) => {
             let client = args.client.resolve()?;
@@ -188,7 +229,12 @@ async fn migrate(database: &Database) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn verify(database: &Database, tenant: Option<&str>) -> anyhow::Result<ExitCode> {
+/// Does something as the database's owner. An embedded database is started for it, unless
+/// a server has it running.
+async fn at_owner_url(
+    database: &Database,
+    work: impl AsyncFnOnce(String) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
     let running = match database {
         Database::Embedded { data_dir, .. } => {
             running_socket_dir(&data_dir.clone().unwrap_or_else(default_data_dir))
@@ -196,15 +242,31 @@ async fn verify(database: &Database, tenant: Option<&str>) -> anyhow::Result<Exi
         Database::Url(_) => None,
     };
     if let Some(socket_dir) = running {
-        return verify_at(&owner_url_at(&socket_dir), tenant).await;
+        return work(owner_url_at(&socket_dir)).await;
     }
     let opened = Opened::open(database).await?;
-    let verified = verify_at(&opened.owner_url, tenant).await;
+    let done = work(opened.owner_url.clone()).await;
     opened.close().await?;
-    verified
+    done
 }
 
-async fn verify_at(url: &str, tenant: Option<&str>) -> anyhow::Result<ExitCode> {
+/// The month up to which may be archived.
+fn month_to_archive(text: &str) -> anyhow::Result<Month> {
+    let before = Month::parse(text).context("--before must be a month, such as 2026-08")?;
+    let current = Month::of(jiff::Timestamp::now().as_microsecond())?;
+    anyhow::ensure!(
+        before < current,
+        "--before must be a month before the current one: the last whole month stays"
+    );
+    Ok(before)
+}
+
+async fn verify_at(
+    url: &str,
+    tenant: Option<&str>,
+    archive: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let archived = archive.map(archive::read).transpose()?;
     let store = Store::new(url, 1)?;
     let chains = match tenant {
         Some(name) => vec![TenantId::from_stored(name).context("--tenant")?],
@@ -212,13 +274,25 @@ async fn verify_at(url: &str, tenant: Option<&str>) -> anyhow::Result<ExitCode> 
     };
     let mut intact = true;
     for chain in chains {
+        if let Some(archived) = &archived
+            && archived.get(&chain) != store.checkpoint(&chain).await?.as_ref()
+        {
+            intact = false;
+            println!("{chain}: BROKEN: the archive does not end where the database begins");
+            continue;
+        }
         let report = store
             .verify(&chain)
             .await?
             .with_context(|| format!("no such tenant: {chain}"))?;
+        let before = match (report.archived, &archived) {
+            (0, _) => String::new(),
+            (before, Some(_)) => format!(" ({before} of them archived)"),
+            (before, None) => format!(" ({before} of them archived and not read)"),
+        };
         match report.problem {
             None => println!(
-                "{chain}: intact, {} entries, last hash {}",
+                "{chain}: intact, {} entries{before}, last hash {}",
                 report.entries,
                 hex::encode(report.last.hash.0)
             ),

@@ -7,7 +7,8 @@
 //! gets the answer. `docs/architecture.md` tells it file by file.
 
 pub mod api;
-pub mod bench;
+mod archive;
+mod bench;
 pub mod cli;
 mod client;
 pub mod config;

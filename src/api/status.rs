@@ -228,6 +228,13 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
                 plain,
             )
         }
+        Refusal::AnswerArchived => status(
+            Code::AlreadyExists,
+            "ANSWER_ARCHIVED",
+            message.clone(),
+            &[],
+            plain,
+        ),
         Refusal::UnitMismatch {
             field,
             unit,

@@ -12,6 +12,7 @@
 
 mod fill;
 mod load;
+mod remote;
 mod report;
 mod rig;
 mod scenario;
@@ -39,8 +40,11 @@ pub(crate) async fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
 mod args {
     use std::path::PathBuf;
 
+    use anyhow::ensure;
+
     use super::load::Mix;
     use super::scenario::Scenario;
+    use crate::config::{ClientArgs, ClientConfig};
 
     /// Settings of `remit bench`.
     #[derive(Debug, Clone, clap::Args)]
@@ -48,6 +52,18 @@ mod args {
         /// What to measure.
         #[arg(long, value_enum, default_value = "run")]
         pub(super) scenario: Scenario,
+        /// A running server to measure in place of one's own: `http://HOST:PORT`,
+        /// `https://HOST:PORT` or `unix:PATH`. Makes tenants there, named bench-*, and
+        /// leaves them.
+        #[arg(long, value_name = "TARGET")]
+        pub(super) target: Option<String>,
+        /// With --target: file with an operator's key. Default: the key itself from the
+        /// variable REMIT_API_KEY.
+        #[arg(long, value_name = "PATH", requires = "target")]
+        pub(super) key_file: Option<PathBuf>,
+        /// With --target: certificates (PEM) of which one must have signed the server's.
+        #[arg(long, value_name = "PATH", requires = "target")]
+        pub(super) ca_cert: Option<PathBuf>,
         /// Callers at the same time, each with one call in work.
         #[arg(long, default_value = "64", value_parser = clap::value_parser!(u32).range(1..=100_000))]
         pub(super) clients: u32,
@@ -91,11 +107,30 @@ mod args {
         /// Tenants to spread them over, beside the hot one, which gets half.
         #[arg(long, default_value = "0")]
         pub(super) fill_tenants: u32,
+        /// Measure a new database as it is: its first files of write-ahead log and pages of
+        /// shared memory are then made inside somebody's commit.
+        #[arg(long)]
+        pub(super) unprepared: bool,
         /// Print a JSON object for each row.
         #[arg(long)]
         pub(super) json: bool,
         /// Folder for the database. Default: one in this folder, removed at the end.
         #[arg(long)]
         pub(super) data_dir: Option<PathBuf>,
+    }
+    impl BenchArgs {
+        /// The server to measure, if it is not to be one's own.
+        pub(super) fn client(&self) -> anyhow::Result<Option<ClientConfig>> {
+            let Some(target) = &self.target else {
+                return Ok(None);
+            };
+            ensure!(
+                self.scenario == Scenario::Run,
+                "--scenario needs servers of its own: leave --target out"
+            );
+            let path = |path: &Option<PathBuf>| path.clone().map(PathBuf::into_os_string);
+            let args = ClientArgs::new(target.into(), path(&self.key_file), path(&self.ca_cert));
+            Ok(Some(args.resolve()?))
+        }
     }
 }

@@ -1,9 +1,42 @@
 //! The figures of one measurement, as a row of a table and as JSON.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+
+use super::load::{Load, Tally};
+
+/// Where rows go as they come.
+pub(super) struct Printer {
+    pub(super) json: bool,
+}
+
+impl Printer {
+    pub(super) fn heading(&self) {
+        if !self.json {
+            println!("{}", Row::heading());
+        }
+    }
+
+    pub(super) fn row(&self, row: &Row) -> anyhow::Result<()> {
+        if self.json {
+            println!("{}", serde_json::to_string(row)?);
+        } else {
+            println!("{}", row.line());
+        }
+        Ok(())
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        if self.json {
+            eprintln!("{text}");
+        } else {
+            println!("{text}");
+        }
+    }
+}
 
 /// Latencies in milliseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -65,6 +98,33 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// What callers saw. Fails where one of them got an answer that load does not
+    /// explain.
+    #[expect(clippy::cast_precision_loss, reason = "counts of minutes")]
+    pub(super) fn of(
+        what: String,
+        load: &Load,
+        tenants: usize,
+        took: Duration,
+        tally: &Tally,
+    ) -> anyhow::Result<Self> {
+        if let Some(error) = &tally.first_error {
+            anyhow::bail!("{what}: {} calls failed, first: {error}", tally.errors);
+        }
+        let latencies = tally.latency.iter();
+        Ok(Self {
+            what,
+            clients: load.clients,
+            tenants,
+            pairs_per_second: tally.pairs as f64 / took.as_secs_f64(),
+            latency_ms: latencies
+                .map(|(rpc, latency)| ((*rpc).to_owned(), Latency::of(latency)))
+                .collect(),
+            unsent: tally.unsent,
+            ..Self::default()
+        })
+    }
+
     /// The slowest RPC's latencies at each quantile: what a caller has to expect.
     pub(super) fn worst(&self) -> Latency {
         let rpcs = self

@@ -68,7 +68,6 @@ impl Rig {
         })
         .await?;
         opened.migrate().await?;
-        Store::new(&opened.owner_url, 1)?.settle_in().await?;
         Ok(Self {
             servers: Vec::new(),
             operator_key: String::new(),
@@ -76,6 +75,11 @@ impl Rig {
             folder,
             _temporary: temporary,
         })
+    }
+
+    /// Brings the database to where one is that has run for a while.
+    pub(super) async fn settle_in(&self) -> anyhow::Result<()> {
+        Ok(self.store()?.settle_in().await?)
     }
 
     /// Adds a server process.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
 use tonic::transport::Channel;
 
 use super::args::BenchArgs;
 use super::fill;
 use super::load::{self, Load, Mix, REFUSED};
-use super::report::{Latency, Row};
+use super::remote;
+use super::report::{Printer, Row};
 use super::rig::{Rig, Settings};
 use super::usage::resident_mib;
 use super::world::{self, Chains, Loaded};
@@ -31,36 +33,6 @@ pub(super) enum Scenario {
     Overload,
     /// 10⁵, 10⁶ and 10⁷ ledger entries, 10⁵ tenants. Needs 40 GB and half an hour.
     Growth,
-}
-
-/// Where rows go as they come.
-struct Printer {
-    json: bool,
-}
-
-impl Printer {
-    fn heading(&self) {
-        if !self.json {
-            println!("{}", Row::heading());
-        }
-    }
-
-    fn row(&self, row: &Row) -> anyhow::Result<()> {
-        if self.json {
-            println!("{}", serde_json::to_string(row)?);
-        } else {
-            println!("{}", row.line());
-        }
-        Ok(())
-    }
-
-    fn say(&self, text: &str) {
-        if self.json {
-            eprintln!("{text}");
-        } else {
-            println!("{text}");
-        }
-    }
 }
 
 /// Chains as the database has them.
@@ -106,6 +78,9 @@ impl Bench {
         many: u32,
     ) -> anyhow::Result<Self> {
         let mut rig = Rig::start(folder).await?;
+        if !args.unprepared {
+            rig.settle_in().await?;
+        }
         if args.fill_entries > 0 || args.fill_tenants > 0 {
             fill::fill(
                 &rig.store()?,
@@ -185,25 +160,13 @@ impl Bench {
         };
         let (tally, ended) = load::run(load, channels, tenants.clone(), begun, ended).await?;
         let (counted, used, took, resident_mib) = ended?;
-        if let Some(error) = tally.first_error {
-            bail!("{what}: {} calls failed, first: {error}", tally.errors);
-        }
+        let row = Row::of(what, &load, tenants.len(), took, &tally)?;
         let channel = connect(&servers[0].address).await?;
         for tenant in &tenants {
             tenant.check(&channel, &self.chains).await?;
         }
-        let seconds = took.as_secs_f64();
         let cpu = (used.server + used.postgres + used.load).as_secs_f64();
         Ok(Row {
-            what,
-            clients: load.clients,
-            tenants: tenants.len(),
-            pairs_per_second: tally.pairs as f64 / seconds,
-            latency_ms: tally
-                .latency
-                .iter()
-                .map(|(rpc, latency)| ((*rpc).to_owned(), Latency::of(latency)))
-                .collect(),
             cpu_server: used.server.as_secs_f64(),
             cpu_postgres: used.postgres.as_secs_f64(),
             cpu_load: used.load.as_secs_f64(),
@@ -212,7 +175,7 @@ impl Bench {
             resident_mib,
             average_batch: counted.1 as f64 / counted.0.max(1) as f64,
             redone: counted.2,
-            unsent: tally.unsent,
+            ..row
         })
     }
 
@@ -250,7 +213,14 @@ impl BenchArgs {
         }
     }
 
-    fn load(&self, clients: usize) -> Load {
+    /// What the one row of a run is called.
+    pub(super) fn what(&self) -> String {
+        let mix = self.mix.to_possible_value();
+        let mix = mix.as_ref().map_or("", |mix| mix.get_name());
+        format!("{mix}, {} budgets", self.depth)
+    }
+
+    pub(super) fn load(&self, clients: usize) -> Load {
         Load {
             mix: self.mix,
             clients,
@@ -263,6 +233,9 @@ impl BenchArgs {
 
 pub(super) async fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let printer = Printer { json: args.json };
+    if let Some(client) = args.client()? {
+        return remote::run(args, &client).await;
+    }
     match args.scenario {
         Scenario::Run => one(args, &printer).await,
         Scenario::Table => table(args, &printer).await,
@@ -286,7 +259,7 @@ async fn one(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         count: servers.len(),
     };
     printer.heading();
-    let row = bench.measure("run".into(), on, all, load).await?;
+    let row = bench.measure(args.what(), on, all, load).await?;
     printer.row(&row)?;
     printer.say(&row.details());
     bench.finish(printer).await

@@ -519,6 +519,15 @@ impl LogArgs {
 }
 
 impl ClientArgs {
+    /// Settings that come from elsewhere than these flags.
+    pub fn new(target: OsString, key_file: Option<OsString>, ca_cert: Option<OsString>) -> Self {
+        Self {
+            target,
+            key_file,
+            ca_cert,
+        }
+    }
+
     /// Checks the settings, and reads the key from its file or from
     /// [`API_KEY_VARIABLE`].
     pub fn resolve(self) -> Result<ClientConfig, ConfigErrors> {

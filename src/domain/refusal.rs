@@ -151,6 +151,9 @@ pub enum Refusal {
         /// The first field that differs.
         field: &'static str,
     },
+    /// The idempotency key was used so long ago that its answer is in an archive.
+    #[error("the idempotency key was used long ago, its answer is archived: use another key")]
+    AnswerArchived,
     /// Budgets apply, or the reservation holds, but not in this unit.
     #[error("{unit} is not counted here; counted are: {}", list(.counted))]
     UnitMismatch {

@@ -425,6 +425,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether it is about an action that has not been let in yet. Everything else
+    /// settles one, or has to do with what has happened already.
+    pub fn begins_action(&self) -> bool {
+        matches!(self, Self::Decide(_) | Self::Reserve(_))
+    }
+
     /// The hash of the idempotency key that a success is pinned to.
     pub fn key_hash(&self, tenant: &TenantId) -> Option<KeyHash> {
         let (method, key) = match self {

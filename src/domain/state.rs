@@ -29,6 +29,27 @@ pub struct Pin {
     pub seq: Sequence,
     /// That entry, once it was read.
     pub body: Option<Arc<Body>>,
+    /// The entry is not in the ledger any more.
+    pub archived: bool,
+}
+
+impl Pin {
+    /// A pin whose entry was not read yet.
+    fn to(seq: Sequence) -> Self {
+        Self {
+            seq,
+            body: None,
+            archived: false,
+        }
+    }
+
+    fn with(body: Arc<Body>) -> Self {
+        Self {
+            seq: body.seq,
+            body: Some(body),
+            archived: false,
+        }
+    }
 }
 
 /// What a command needs that is not loaded yet.
@@ -148,14 +169,15 @@ impl TenantState {
                 None if look_up => {
                     needs.keys.insert(key);
                 }
-                Some(Some(Pin { seq, body: None })) => {
-                    needs.entries.insert((key, *seq));
-                }
-                Some(Some(Pin {
-                    body: Some(body), ..
-                })) => {
-                    self.need_balances(body.movements.iter().map(|m| m.balance), needs);
-                }
+                Some(Some(pin)) => match &pin.body {
+                    Some(body) => {
+                        self.need_balances(body.movements.iter().map(|m| m.balance), needs);
+                    }
+                    None if !pin.archived => {
+                        needs.entries.insert((key, pin.seq));
+                    }
+                    None => {}
+                },
                 None | Some(None) => {}
             }
         }
@@ -216,14 +238,17 @@ impl TenantState {
             self.pins.insert(*key, None);
         }
         for (key, seq) in keys {
-            self.pins.insert(key, Some(Pin { seq, body: None }));
+            self.pins.insert(key, Some(Pin::to(seq)));
+        }
+        for (key, seq) in &needs.entries {
+            let gone = Pin {
+                archived: true,
+                ..Pin::to(*seq)
+            };
+            self.pins.insert(*key, Some(gone));
         }
         for (key, body) in bodies {
-            let pin = Pin {
-                seq: body.seq,
-                body: Some(Arc::new(body)),
-            };
-            self.pins.insert(key, Some(pin));
+            self.pins.insert(key, Some(Pin::with(Arc::new(body))));
             self.pinned_bodies.push(key);
         }
         for id in &needs.reservations {
@@ -380,10 +405,7 @@ impl TenantState {
             return;
         };
         let seq = entry.body.seq;
-        let pin = Pin {
-            seq,
-            body: Some(entry.body.clone()),
-        };
+        let pin = Pin::with(entry.body.clone());
         if entry.body.kind != EntryKind::Reserve {
             self.changes.keys.push((key, seq));
         }
@@ -400,6 +422,9 @@ impl TenantState {
         now: Timestamp,
     ) -> Option<Result<Answer, Refusal>> {
         let pin = self.pins.get(&key?)?.as_ref()?;
+        if pin.archived {
+            return Some(Err(Refusal::AnswerArchived));
+        }
         let body = pin.body.as_ref()?;
         if let Some(field) = body.first_difference(probe) {
             return Some(Err(Refusal::IdempotencyMismatch { field }));

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::amount::Amount;
 use super::budget::Limit;
 use super::id::{BalanceNo, BudgetNo, Sequence, TenantId};
@@ -39,8 +41,10 @@ pub struct Problem {
 /// What a verification found.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// How many entries were read.
+    /// How many entries the chain has, with archived ones.
     pub entries: i64,
+    /// How many of them are archived and were not read.
+    pub archived: i64,
     /// The last one.
     pub last: Tip,
     /// The first difference; nothing for an intact ledger.
@@ -48,7 +52,7 @@ pub struct Report {
 }
 
 /// A balance as the entries make it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Computed {
     /// Whose account.
     pub budget: BudgetNo,
@@ -66,15 +70,30 @@ pub struct Computed {
     pub over_limit: bool,
 }
 
-/// Reads a chain from its first entry on.
+/// Where a chain was archived up to, and what its entries had made by then: the rest can
+/// be verified from here without them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The last archived entry.
+    pub tip: Tip,
+    /// What the entries had made.
+    pub made: Made,
+}
+
+/// What entries make: all that is kept beside a chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    balances: BTreeMap<BalanceNo, Computed>,
+    budgets: BTreeMap<BudgetNo, ProvisionedBudget>,
+    settings: Option<Settings>,
+}
+
+/// Reads a chain from its first entry on, or from a checkpoint.
 #[derive(Debug)]
 pub struct Verifier {
     tenant: TenantId,
     tip: Tip,
-    entries: i64,
-    balances: BTreeMap<BalanceNo, Computed>,
-    budgets: BTreeMap<BudgetNo, ProvisionedBudget>,
-    settings: Option<Settings>,
+    made: Made,
 }
 
 impl Verifier {
@@ -83,10 +102,24 @@ impl Verifier {
         Self {
             tenant,
             tip: Tip::EMPTY,
-            entries: 0,
-            balances: BTreeMap::new(),
-            budgets: BTreeMap::new(),
-            settings: None,
+            made: Made::default(),
+        }
+    }
+
+    /// Everything up to a checkpoint was read.
+    pub fn resume(tenant: TenantId, checkpoint: Checkpoint) -> Self {
+        Self {
+            tenant,
+            tip: checkpoint.tip,
+            made: checkpoint.made,
+        }
+    }
+
+    /// What is known after what was read.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint {
+            tip: self.tip,
+            made: self.made.clone(),
         }
     }
 
@@ -130,16 +163,15 @@ impl Verifier {
             hash,
             time: body.time,
         };
-        self.entries += 1;
         Ok(())
     }
 
     fn replay(&mut self, body: &Body) -> Result<(), String> {
         if let Some(settings) = &body.settings {
-            self.settings = Some(settings.clone());
+            self.made.settings = Some(settings.clone());
         }
         for budget in &body.budgets {
-            self.budgets.insert(budget.no, budget.clone());
+            self.made.budgets.insert(budget.no, budget.clone());
         }
         if let (EntryKind::BalanceOpened, Some(opened)) = (body.kind, &body.opened) {
             let computed = Computed {
@@ -151,7 +183,12 @@ impl Verifier {
                 debt: 0,
                 over_limit: false,
             };
-            if self.balances.insert(opened.balance, computed).is_some() {
+            if self
+                .made
+                .balances
+                .insert(opened.balance, computed)
+                .is_some()
+            {
                 return Err(format!("balance {} is opened twice", opened.balance));
             }
         }
@@ -161,6 +198,7 @@ impl Verifier {
     fn movement(&mut self, movement: &Movement) -> Result<(), String> {
         let no = movement.balance;
         let balance = self
+            .made
             .balances
             .get_mut(&no)
             .ok_or_else(|| format!("balance {no} was never opened"))?;
@@ -178,7 +216,11 @@ impl Verifier {
         if let Some(over) = movement.over_limit {
             balance.over_limit = over;
         }
-        let limit = self.budgets.get(&balance.budget).map(|b| b.terms.limit);
+        let limit = self
+            .made
+            .budgets
+            .get(&balance.budget)
+            .map(|b| b.terms.limit);
         let allocated = match limit {
             Some(Limit::Allocation(amount)) => Some(Amount::clamp(
                 i128::from(amount.get()) + i128::from(balance.granted),
@@ -206,24 +248,24 @@ impl Verifier {
         self.tip
     }
 
-    /// How many entries were read.
+    /// How many entries there are up to here, with those before a checkpoint.
     pub fn entries(&self) -> i64 {
-        self.entries
+        self.tip.seq.0
     }
 
     /// Balances as the entries make them.
     pub fn balances(&self) -> &BTreeMap<BalanceNo, Computed> {
-        &self.balances
+        &self.made.balances
     }
 
     /// Budgets as the entries leave them.
     pub fn budgets(&self) -> &BTreeMap<BudgetNo, ProvisionedBudget> {
-        &self.budgets
+        &self.made.budgets
     }
 
     /// The tenant's settings as the entries leave them.
     pub fn settings(&self) -> Option<&Settings> {
-        self.settings.as_ref()
+        self.made.settings.as_ref()
     }
 
     /// Compares the end of the chain with the head that the next entry would
@@ -244,7 +286,7 @@ impl Verifier {
     /// Compares balances with those that are stored.
     pub fn check_balances(&self, stored: &BTreeMap<BalanceNo, Computed>) -> Result<(), Problem> {
         let differs = |text: String| Problem { seq: None, text };
-        for (no, computed) in &self.balances {
+        for (no, computed) in &self.made.balances {
             match stored.get(no) {
                 Some(found) if found == computed => {}
                 Some(found) => {
@@ -266,7 +308,10 @@ impl Verifier {
                 None => return Err(differs(format!("balance {no} is not stored"))),
             }
         }
-        match stored.keys().find(|no| !self.balances.contains_key(no)) {
+        match stored
+            .keys()
+            .find(|no| !self.made.balances.contains_key(no))
+        {
             Some(no) => Err(differs(format!(
                 "balance {no} is stored and was never opened"
             ))),
@@ -281,20 +326,20 @@ impl Verifier {
         budgets: &[ProvisionedBudget],
     ) -> Result<(), Problem> {
         let differs = |text: String| Problem { seq: None, text };
-        if self.settings.as_ref() != settings {
+        if self.made.settings.as_ref() != settings {
             return Err(differs(
                 "the tenant is not stored as it was provisioned".into(),
             ));
         }
         for budget in budgets {
-            if self.budgets.get(&budget.no) != Some(budget) {
+            if self.made.budgets.get(&budget.no) != Some(budget) {
                 return Err(differs(format!(
                     "budget {} ({}) is not stored as it was provisioned",
                     budget.no, budget.scope
                 )));
             }
         }
-        if budgets.len() != self.budgets.len() {
+        if budgets.len() != self.made.budgets.len() {
             return Err(differs("a provisioned budget is not stored".into()));
         }
         Ok(())

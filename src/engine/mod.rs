@@ -12,6 +12,7 @@ mod keys;
 mod lane;
 mod provision;
 mod queue;
+mod shedding;
 mod sweep;
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -189,9 +190,10 @@ impl Engine {
             origin: call.origin.clone(),
             deadline: call.deadline,
             reply,
+            put: Instant::now(),
         };
-        if self.lane(tenant).push(tenant, job).is_err() {
-            self.0.metrics.refused("queue_full");
+        if let Err(full) = self.lane(tenant).push(tenant, job) {
+            self.0.metrics.refused(full.as_str());
             return Err(EngineError::QueueFull {
                 retry_after: RETRY_AFTER,
             });

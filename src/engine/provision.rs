@@ -315,7 +315,7 @@ pub(super) async fn replay(
         .bodies
         .pop()
         .map(|(_, body)| body)
-        .ok_or_else(|| StoreError::Corrupt("a key is pinned to an entry that is missing".into()))?;
+        .ok_or(Refusal::AnswerArchived)?;
     match body.first_difference(probe) {
         Some(field) => Err(Refusal::IdempotencyMismatch { field }.into()),
         None => Ok(Some(body)),

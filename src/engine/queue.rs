@@ -1,4 +1,4 @@
-//! A lane's queue: bounded, and fair between tenants.
+//! A lane's queue: bounded, fair between tenants, and short under overload.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -7,6 +7,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::EngineError;
+use super::shedding::Shedding;
 use crate::domain::answer::Answer;
 use crate::domain::id::TenantId;
 use crate::domain::request::{Command, Origin};
@@ -18,11 +19,28 @@ pub(super) struct Job {
     pub(super) origin: Origin,
     pub(super) deadline: Option<Instant>,
     pub(super) reply: oneshot::Sender<Result<Answer, EngineError>>,
+    /// When it came.
+    pub(super) put: Instant,
 }
 
-/// There was no room.
-#[derive(Debug)]
-pub(super) struct Full;
+/// Why there was no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Full {
+    /// A bound of the settings was reached.
+    Queue,
+    /// More comes than the lane can decide.
+    Overloaded,
+}
+
+impl Full {
+    /// Its name in the metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue_full",
+            Self::Overloaded => "overloaded",
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -30,6 +48,20 @@ struct Waiting {
     /// Tenants with something waiting, the next one first.
     turns: VecDeque<TenantId>,
     total: usize,
+    shedding: Shedding,
+}
+
+impl Waiting {
+    /// Whether a new action has to stay outside. Each tenant keeps its share of the
+    /// room, so that a busy one sheds its own load. What settles an action that was
+    /// let in has the room that the settings give.
+    fn sheds(&self, command: &Command, own: usize) -> bool {
+        let Some(most) = self.shedding.most() else {
+            return false;
+        };
+        let tenants = self.turns.len() + usize::from(own == 0);
+        command.begins_action() && self.total >= most && own >= most / tenants.max(1)
+    }
 }
 
 /// What waits for one lane. The lock is held for moments only, never across an
@@ -56,12 +88,15 @@ impl Queue {
     pub(super) fn push(&self, tenant: &TenantId, job: Job) -> Result<(), Full> {
         {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            if waiting.total >= self.most {
-                return Err(Full);
-            }
             let waiting = &mut *waiting;
+            let own = waiting.by_tenant.get(tenant).map_or(0, VecDeque::len);
+            if waiting.total >= self.most || own >= self.most_per_tenant {
+                return Err(Full::Queue);
+            }
+            if waiting.sheds(&job.command, own) {
+                return Err(Full::Overloaded);
+            }
             match waiting.by_tenant.get_mut(tenant) {
-                Some(line) if line.len() >= self.most_per_tenant => return Err(Full),
                 Some(line) => line.push_back(job),
                 None => {
                     waiting
@@ -112,6 +147,10 @@ impl Queue {
             }
         }
         waiting.total -= taken.len();
+        match taken.iter().map(|(_, job)| job.put).min() {
+            Some(oldest) => waiting.shedding.taken(Instant::now(), oldest, taken.len()),
+            None => waiting.shedding.idle(),
+        }
         if waiting.total > 0 {
             self.arrived.notify_one();
         }
@@ -135,6 +174,7 @@ mod tests {
             },
             deadline: None,
             reply: oneshot::channel().0,
+            put: Instant::now(),
         }
     }
 

@@ -12,6 +12,7 @@
 //! **Reading.** The head is read before what it guards. What was read later than
 //! the head can be newer, never older, and then the write misses the fence.
 
+mod archive;
 mod benchmark;
 pub mod embedded;
 pub(crate) mod hot;
@@ -26,12 +27,15 @@ mod verification;
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{Connection as _, PgConnection, Postgres};
 
+pub use archive::Archivist;
 pub(crate) use benchmark::CopyRows;
 pub use hot::{Head, HeadWrite, Loaded, TenantWrite};
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
+pub use partitions::Month;
 
 /// What can go wrong between here and the database.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +132,11 @@ impl Store {
         Ok(Self { options, pool })
     }
 
+    /// A connection of the pool.
+    async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        self.pool.acquire().await.map_err(sort)
+    }
+
     /// A connection of one's own.
     pub async fn connect(&self) -> Result<PgConnection, StoreError> {
         let connect = PgConnection::connect_with(&self.options);
@@ -139,7 +148,7 @@ impl Store {
 
     /// Whether the database answers, with the schema that is needed.
     pub async fn check(&self) -> Result<(), StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(sort)?;
+        let mut conn = self.acquire().await?;
         let found = schema_version(&mut conn).await?;
         if found != SCHEMA_VERSION {
             return Err(StoreError::Schema { found });

@@ -14,11 +14,11 @@ const AHEAD: i32 = 12;
 
 /// A calendar month in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Month(Date);
+pub struct Month(Date);
 
 impl Month {
     /// The month of an instant, in microseconds since 1970.
-    pub(super) fn of(micros: i64) -> Result<Self, StoreError> {
+    pub fn of(micros: i64) -> Result<Self, StoreError> {
         let out_of_range = |_| StoreError::Corrupt("a time beyond the calendar".into());
         let at = Timestamp::from_microsecond(micros).map_err(out_of_range)?;
         Ok(Self(at.to_zoned(TimeZone::UTC).date().first_of_month()))
@@ -31,12 +31,33 @@ impl Month {
     }
 
     /// Its table.
-    pub(super) fn table(self) -> String {
+    pub fn table(self) -> String {
         format!("ledger_y{:04}m{:02}", self.0.year(), self.0.month())
     }
 
+    /// The month of a table; nothing where it is not one of ours.
+    pub(super) fn of_table(table: &str) -> Option<Self> {
+        let (year, month) = table.strip_prefix("ledger_y")?.split_once('m')?;
+        Self::from_numbers(year, month)
+    }
+
+    /// Parses `2026-11`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (year, month) = text.split_once('-')?;
+        Self::from_numbers(year, month)
+    }
+
+    fn from_numbers(year: &str, month: &str) -> Option<Self> {
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if (year.len(), month.len()) != (4, 2) || !digits(year) || !digits(month) {
+            return None;
+        }
+        let (year, month) = (year.parse().ok()?, month.parse().ok()?);
+        Date::new(year, month, 1).ok().map(Self)
+    }
+
     /// Its first microsecond.
-    fn start(self) -> Result<i64, StoreError> {
+    pub(super) fn start(self) -> Result<i64, StoreError> {
         let start = self.0.to_zoned(TimeZone::UTC);
         let start = start.map_err(|_| StoreError::Corrupt("a time beyond the calendar".into()))?;
         Ok(start.timestamp().as_microsecond())
@@ -130,5 +151,10 @@ mod tests {
         assert_eq!(next.table(), "ledger_y2026m12");
         assert_eq!(next.start().expect("a time"), 1_796_083_200_000_000);
         assert_eq!(Month::of(1_796_083_200_000_000).expect("a month"), next);
+        assert_eq!(Month::of_table("ledger_y2026m12"), Some(next));
+        assert_eq!(Month::parse("2026-12"), Some(next));
+        for wrong in ["2026-13", "2026-1", "26-12", "+026-12", "2026-12-01", ""] {
+            assert_eq!(Month::parse(wrong), None, "{wrong}");
+        }
     }
 }

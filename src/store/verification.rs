@@ -29,7 +29,7 @@ impl Store {
     /// Recomputes one chain, on one snapshot of the database. Nothing where
     /// there is no such chain.
     pub async fn verify(&self, tenant: &TenantId) -> Result<Option<Report>, StoreError> {
-        let mut conn = self.pool.acquire().await.map_err(sort)?;
+        let mut conn = self.acquire().await?;
         let mut tx = begin(&mut conn).await?;
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *tx)
@@ -39,7 +39,12 @@ impl Store {
         let Some(head) = read_heads(&mut tx, &only, false).await?.remove(tenant) else {
             return Ok(None);
         };
-        let mut verifier = Verifier::new(tenant.clone());
+        let checkpoint = super::archive::last_checkpoint(&mut tx, tenant).await?;
+        let archived = checkpoint.as_ref().map_or(0, |c| c.tip.seq.0);
+        let mut verifier = match checkpoint {
+            Some(checkpoint) => Verifier::resume(tenant.clone(), checkpoint),
+            None => Verifier::new(tenant.clone()),
+        };
         let problem = loop {
             let page = read_page(&mut tx, tenant, verifier.tip().seq).await?;
             if page.is_empty() {
@@ -51,6 +56,7 @@ impl Store {
         };
         Ok(Some(Report {
             entries: verifier.entries(),
+            archived,
             last: verifier.tip(),
             problem,
         }))
@@ -71,18 +77,18 @@ async fn read_page(
     .fetch_all(conn)
     .await
     .map_err(sort)?;
-    rows.iter()
-        .map(|row| {
-            Ok(RawEntry {
-                seq: Sequence(column(row, "seq")?),
-                time: time(row, "time_us")?,
-                kind: column(row, "kind")?,
-                text: column(row, "body")?,
-                prev_hash: column(row, "prev_hash")?,
-                hash: column(row, "hash")?,
-            })
-        })
-        .collect()
+    rows.iter().map(raw_entry).collect()
+}
+
+pub(super) fn raw_entry(row: &sqlx::postgres::PgRow) -> Result<RawEntry, StoreError> {
+    Ok(RawEntry {
+        seq: Sequence(column(row, "seq")?),
+        time: time(row, "time_us")?,
+        kind: column(row, "kind")?,
+        text: column(row, "body")?,
+        prev_hash: column(row, "prev_hash")?,
+        hash: column(row, "hash")?,
+    })
 }
 
 async fn check_rest(

@@ -1,11 +1,13 @@
 //! The product from outside: real server processes, a real PostgreSQL, real gRPC
 //! clients.
 
+mod archive;
 mod bad_requests;
 mod contention;
 mod ladder;
 mod operators;
 mod outages;
+mod plans;
 mod support;
 mod tampering;
 mod tenancy;

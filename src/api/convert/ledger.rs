@@ -97,6 +97,7 @@ pub fn entry(tenant: &TenantId, entry: StoredEntry) -> proto::Entry {
 pub fn report(report: Report) -> proto::VerifyLedgerResponse {
     let Report {
         entries,
+        archived,
         last,
         problem,
     } = report;
@@ -104,6 +105,7 @@ pub fn report(report: Report) -> proto::VerifyLedgerResponse {
     proto::VerifyLedgerResponse {
         intact: problem.is_none(),
         entries,
+        archived,
         last_sequence: last.seq.0,
         last_hash: last.hash.0.to_vec(),
         first_bad_sequence: first_bad.map_or(0, |seq| seq.0),
