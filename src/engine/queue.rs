@@ -147,9 +147,10 @@ impl Queue {
             }
         }
         waiting.total -= taken.len();
+        let now = Instant::now();
         match taken.iter().map(|(_, job)| job.put).min() {
-            Some(oldest) => waiting.shedding.taken(Instant::now(), oldest, taken.len()),
-            None => waiting.shedding.idle(),
+            Some(oldest) => waiting.shedding.taken(now, oldest, taken.len()),
+            None => waiting.shedding.idle(now),
         }
         if waiting.total > 0 {
             self.arrived.notify_one();

@@ -15,7 +15,7 @@ const LATE: Duration = Duration::from_millis(100);
 /// How long all must have been late before anything is refused.
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How long those wait who are let in then.
-const KEPT: Duration = Duration::from_millis(15);
+const KEPT: Duration = Duration::from_millis(8);
 /// How long waits must have been under half of that before all are let in again.
 const CALM: Duration = Duration::from_millis(500);
 /// So many may always wait: a batch's worth.
@@ -61,12 +61,17 @@ impl Shedding {
                 });
             }
         }
+        if let (Some(refusing), Some(rate)) = (&mut self.refusing, rate) {
+            refusing.rate += (rate - refusing.rate) / 8.0;
+        }
+        self.waited(now, wait);
+    }
+
+    /// Ends the refusing once waits have been short for long enough.
+    fn waited(&mut self, now: Instant, wait: Duration) {
         let Some(refusing) = &mut self.refusing else {
             return;
         };
-        if let Some(rate) = rate {
-            refusing.rate += (rate - refusing.rate) / 8.0;
-        }
         if wait > KEPT / 2 {
             refusing.calm_since = None;
         } else if now - *refusing.calm_since.get_or_insert(now) >= CALM {
@@ -74,9 +79,12 @@ impl Shedding {
         }
     }
 
-    /// Notes that nothing is waiting.
-    pub(super) fn idle(&mut self) {
-        *self = Self::default();
+    /// Notes that nothing is waiting. In the middle of an overload that can be so for a
+    /// moment.
+    pub(super) fn idle(&mut self, now: Instant) {
+        self.last_take = None;
+        self.late_since = None;
+        self.waited(now, Duration::ZERO);
     }
 
     /// How many may wait; nothing while it refuses none.
@@ -118,23 +126,26 @@ mod tests {
         batches(&mut shedding, &mut now, ms(300), ms(90));
         assert_eq!(shedding.most(), None, "so it was");
         batches(&mut shedding, &mut now, ms(300), ms(50));
-        assert_eq!(shedding.most(), Some(300), "20,000 a second for 15 ms");
-        batches(&mut shedding, &mut now, ms(15), ms(10_000));
+        assert_eq!(shedding.most(), Some(160), "20,000 a second for 8 ms");
+        batches(&mut shedding, &mut now, ms(8), ms(10_000));
         assert!(shedding.most().is_some(), "as long as it lasts");
-        batches(&mut shedding, &mut now, ms(5), ms(490));
+        batches(&mut shedding, &mut now, ms(4), ms(490));
         assert!(shedding.most().is_some(), "not yet");
-        batches(&mut shedding, &mut now, ms(5), ms(30));
+        batches(&mut shedding, &mut now, ms(4), ms(30));
         assert_eq!(shedding.most(), None, "it is over");
     }
 
     #[tokio::test]
-    async fn an_idle_queue_forgets_at_once() {
+    async fn an_empty_moment_is_not_the_end_and_half_a_second_is() {
         let mut now = Instant::now() + Duration::from_secs(10);
         let mut shedding = Shedding::default();
         let ms = Duration::from_millis;
         batches(&mut shedding, &mut now, ms(300), ms(200));
+        shedding.idle(now);
         assert!(shedding.most().is_some());
-        shedding.idle();
+        batches(&mut shedding, &mut now, ms(30), ms(200));
+        shedding.idle(now);
+        shedding.idle(now + CALM);
         assert_eq!(shedding.most(), None);
     }
 }

@@ -21,12 +21,18 @@ impl Store {
     /// be made inside somebody's commit. For superusers.
     pub(crate) async fn settle_in(&self) -> Result<(), StoreError> {
         let mut conn = self.connect().await?;
-        // A row fills a page: 512 MB.
+        // A row fills a page: 256 MB. Then files of 16 MB, for some minutes of load.
         for statement in [
             "CREATE TABLE settling_in (filler text) WITH (autovacuum_enabled = off);
              ALTER TABLE settling_in ALTER filler SET STORAGE PLAIN",
-            "INSERT INTO settling_in SELECT repeat('x', 8000) FROM generate_series(1, 65536)",
+            "INSERT INTO settling_in SELECT repeat('x', 8000) FROM generate_series(1, 32768)",
             "DROP TABLE settling_in",
+            "DO $$ BEGIN
+                 FOR file IN 1..100 LOOP
+                     PERFORM pg_logical_emit_message(false, 'settling in', '');
+                     PERFORM pg_switch_wal();
+                 END LOOP;
+             END $$",
             "CHECKPOINT",
         ] {
             sqlx::raw_sql(statement)

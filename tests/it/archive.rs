@@ -74,7 +74,12 @@ fn months_are_archived_and_the_rest_verifies_with_them_and_without() {
     );
     let second = archive(&months(3), &["--drop"]);
     assert!(second.status.success(), "{}", said(&second));
-    assert_eq!(said(&second).matches(" dropped").count(), 3, "{}", said(&second));
+    assert_eq!(
+        said(&second).matches(" dropped").count(),
+        3,
+        "{}",
+        said(&second)
+    );
     let nothing = archive(&months(3), &[]);
     assert!(said(&nothing).contains("nothing to archive"));
 
