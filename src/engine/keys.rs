@@ -1,7 +1,7 @@
 //! API keys: made and revoked under their tenant's head, read through a cache.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,41 +21,122 @@ use crate::store::{StoreError, hot, keys, provisioning};
 const FRESH: Duration = Duration::from_secs(1);
 /// Most keys that are kept.
 const KEPT: usize = 10_000;
+/// Most keys that are read at once.
+const PAGE: usize = 1_000;
 
 /// Keys that were read a moment ago, unknown ones too.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<HashMap<KeyId, (Instant, Option<StoredKey>)>>);
+pub(super) struct Cache {
+    known: Mutex<HashMap<KeyId, Known>>,
+    /// One caller reads for all; with what became of the last attempt.
+    reading: tokio::sync::Mutex<Option<(Instant, EngineError)>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Just before it was read.
+    at: Instant,
+    key: Option<StoredKey>,
+    /// Asked for since.
+    used: bool,
+}
+
+enum Cached {
+    Fresh(Option<StoredKey>),
+    Stale,
+    Unknown,
+}
 
 impl Cache {
-    fn get(&self, id: &KeyId) -> Option<Option<StoredKey>> {
-        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (read_at, key) = cache.get(id)?;
-        (read_at.elapsed() < FRESH).then(|| key.clone())
+    fn known(&self) -> MutexGuard<'_, HashMap<KeyId, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, id: &KeyId, key: Option<StoredKey>) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= KEPT {
-            cache.clear();
+    fn get(&self, id: &KeyId) -> Cached {
+        match self.known().get_mut(id) {
+            None => Cached::Unknown,
+            Some(known) => {
+                known.used = true;
+                if known.at.elapsed() < FRESH {
+                    Cached::Fresh(known.key.clone())
+                } else {
+                    Cached::Stale
+                }
+            }
         }
-        cache.insert(id.clone(), (Instant::now(), key));
+    }
+
+    /// This key, and those in use whose time is over or will soon be: a thousand keys in
+    /// use are read once a second, not one after the other. Forgets those not in use.
+    fn due(&self, id: &KeyId) -> Vec<KeyId> {
+        let mut known = self.known();
+        known.retain(|_, known| known.used || known.at.elapsed() < FRESH);
+        let soon = known
+            .iter()
+            .filter(|(other, known)| *other != id && known.used && known.at.elapsed() > FRESH / 2);
+        let mut due: Vec<KeyId> = soon.map(|(id, _)| id.clone()).take(PAGE - 1).collect();
+        due.push(id.clone());
+        due
+    }
+
+    fn put(&self, at: Instant, ids: Vec<KeyId>, found: Vec<StoredKey>) {
+        let mut found: HashMap<KeyId, StoredKey> =
+            found.into_iter().map(|key| (key.id.clone(), key)).collect();
+        let mut known = self.known();
+        if known.len() + ids.len() > KEPT {
+            known.clear();
+        }
+        for id in ids {
+            let key = found.remove(&id);
+            let used = false;
+            known.insert(id, Known { at, key, used });
+        }
     }
 
     fn forget(&self, id: &KeyId) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.remove(id);
+        self.known().remove(id);
     }
 }
 
 impl Engine {
     /// A key, as it was at most a second ago.
     pub async fn find_key(&self, id: &KeyId) -> Result<Option<StoredKey>, EngineError> {
-        if let Some(known) = self.0.keys.get(id) {
+        let cache = &self.0.keys;
+        match cache.get(id) {
+            Cached::Fresh(known) => return Ok(known),
+            Cached::Stale => {}
+            // By itself, so that nobody waits for those who try keys out.
+            Cached::Unknown => {
+                let (began, ids) = (Instant::now(), vec![id.clone()]);
+                let found = self.0.store.find_keys(&ids).await?;
+                let own = found.first().cloned();
+                cache.put(began, ids, found);
+                return Ok(own);
+            }
+        }
+        let came = Instant::now();
+        let mut last = cache.reading.lock().await;
+        if let Cached::Fresh(known) = cache.get(id) {
             return Ok(known);
         }
-        let key = self.0.store.find_key(id).await?;
-        self.0.keys.put(id, key.clone());
-        Ok(key)
+        if let Some((began, error)) = &*last
+            && *began >= came
+        {
+            return Err(error.clone());
+        }
+        let began = Instant::now();
+        let due = cache.due(id);
+        let found = match self.0.store.find_keys(&due).await {
+            Ok(found) => found,
+            Err(error) => {
+                let error = EngineError::from(error);
+                *last = Some((began, error.clone()));
+                return Err(error);
+            }
+        };
+        let own = found.iter().find(|key| key.id == *id).cloned();
+        cache.put(began, due, found);
+        Ok(own)
     }
 
     /// A tenant's keys, oldest first.

@@ -34,14 +34,15 @@ fn stored_key(row: &PgRow) -> Result<StoredKey, StoreError> {
 }
 
 impl Store {
-    /// One key.
-    pub async fn find_key(&self, id: &KeyId) -> Result<Option<StoredKey>, StoreError> {
-        let row = sqlx::query("/* find_key */ SELECT * FROM api_keys WHERE key_id = $1")
-            .bind(id.as_str())
-            .fetch_optional(&self.pool)
+    /// Those of some keys that exist.
+    pub async fn find_keys(&self, ids: &[KeyId]) -> Result<Vec<StoredKey>, StoreError> {
+        let ids: Vec<&str> = ids.iter().map(KeyId::as_str).collect();
+        let rows = sqlx::query("/* find_keys */ SELECT * FROM api_keys WHERE key_id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&self.pool)
             .await
             .map_err(sort)?;
-        row.as_ref().map(stored_key).transpose()
+        rows.iter().map(stored_key).collect()
     }
 
     /// A tenant's keys, oldest first.

@@ -13,7 +13,7 @@ use crate::support::*;
 
 /// Every statement on the path of a decision, by the name in its comment.
 const HOT: [&str; 13] = [
-    "find_key",
+    "find_keys",
     "read_heads",
     "lock_heads",
     "read_tenants",
