@@ -3,11 +3,12 @@
 
 PYTHON := .venv/bin/python
 
-.PHONY: help deps build demo test lint run
+.PHONY: help deps build demo test lint run bench
 
 help:
 	@echo "make demo   build, start Remit on a database of its own, run the support agent"
 	@echo "make test   format, lints, every test, the demo"
+	@echo "make bench  the standard table of docs/performance.md, in ten minutes"
 	@echo "make run    build and start the server on 127.0.0.1:50051, data in ./.remit"
 
 deps:
@@ -27,6 +28,9 @@ lint:
 test: deps lint
 	cargo test
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/support-agent/demo.sh
+
+bench: deps build
+	target/release/remit bench --scenario table
 
 run: deps build
 	@scripts/run.sh

@@ -161,7 +161,14 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::domain::amount::Amounts;
+    use crate::domain::request::{Action, Ask, Context, Decide};
+    use crate::domain::scope::{Levels, Subject};
 
     fn job() -> Job {
         let id = crate::domain::id::ReservationId::parse("00000000-0000-8000-8000-000000000000");
@@ -206,5 +213,52 @@ mod tests {
         assert!(queue.push(&tenant("c"), job()).is_err(), "the lane's bound");
         assert_eq!(queue.take(10).len(), 3);
         queue.push(&tenant("c"), job()).expect("room again");
+    }
+
+    /// A new action of a tenant.
+    fn decide(name: &str) -> Job {
+        let tenant = TenantId::parse(name).expect("a tenant");
+        let subject = Subject::new(tenant, Levels::default(), BTreeMap::new());
+        let ask = Ask {
+            subject: Arc::new(subject.expect("a subject")),
+            action: Arc::new(Action {
+                name: "act".into(),
+                kind: None,
+                arguments_sha256: None,
+            }),
+            estimates: Amounts::NONE,
+            context: Context::default(),
+        };
+        Job {
+            command: Command::Decide(Box::new(Decide { ask, record: None })),
+            ..job()
+        }
+    }
+
+    #[tokio::test]
+    async fn under_overload_a_busy_tenant_sheds_its_own_new_actions() {
+        let queue = Queue::new(1_000, 1_000);
+        let tenant = |name| TenantId::parse(name).expect("a tenant");
+        let now = Instant::now() + Duration::from_secs(10);
+        let late = now.checked_sub(Duration::from_secs(1)).expect("a time");
+        {
+            let mut waiting = queue.waiting.lock().expect("a queue");
+            waiting.shedding.taken(now, late, 1);
+            waiting
+                .shedding
+                .taken(now + Duration::from_secs(1), late, 1);
+            assert_eq!(waiting.shedding.most(), Some(64));
+        }
+        let busy = std::iter::repeat_with(|| queue.push(&tenant("busy"), decide("busy")));
+        assert_eq!(busy.take_while(Result::is_ok).count(), 64);
+        for _ in 0..32 {
+            let pushed = queue.push(&tenant("quiet"), decide("quiet"));
+            assert_eq!(pushed, Ok(()), "half of the room is its own");
+        }
+        assert_eq!(
+            queue.push(&tenant("quiet"), decide("quiet")),
+            Err(Full::Overloaded)
+        );
+        assert_eq!(queue.push(&tenant("busy"), job()), Ok(()), "it settles");
     }
 }

@@ -7,7 +7,8 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan as _};
 use sqlx::{AssertSqlSafe, PgConnection};
 
-use super::{StoreError, sort};
+use super::{Store, StoreError, sort};
+use crate::domain::time::Timestamp as Instant;
 
 /// Months that are made ahead.
 const AHEAD: i32 = 12;
@@ -61,6 +62,15 @@ impl Month {
         let start = self.0.to_zoned(TimeZone::UTC);
         let start = start.map_err(|_| StoreError::Corrupt("a time beyond the calendar".into()))?;
         Ok(start.timestamp().as_microsecond())
+    }
+}
+
+impl Store {
+    /// Whether the ledger has a month for an instant.
+    pub async fn has_month(&self, at: Instant) -> Result<bool, StoreError> {
+        let month = Month::of(at.as_micros())?;
+        let mut conn = self.acquire().await?;
+        exists(&mut conn, &month.table()).await
     }
 }
 
