@@ -67,6 +67,8 @@ fn ask() -> Ask {
         }),
         estimates: amount(3),
         context: Context::default(),
+        arguments: None,
+        explain: false,
     }
 }
 
@@ -93,6 +95,7 @@ fn state(depth: usize) -> TenantState {
             carry_over: CarryOver::None,
             state: BudgetState::Active,
         },
+        thresholds: Arc::default(),
         present: true,
         limit_seq: Sequence(1),
         created_at: now(),
@@ -152,7 +155,7 @@ fn apply(state: &mut TenantState, command: &Command) {
     let mut needs = Needs::default();
     state.needs(command, false, &mut needs);
     if !needs.is_empty() {
-        state.load(&needs, [], [], [], []);
+        state.load(&needs, [], [], [], [], []);
     }
     match state.apply(command, &origin(), now()) {
         Applied::Done(answer) => drop(black_box(answer.expect("an answer"))),

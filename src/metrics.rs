@@ -174,7 +174,7 @@ impl Default for Metrics {
 
 /// The method's own name for itself, so that a wrong path makes no series.
 fn known(path: &str) -> &'static str {
-    const METHODS: [&str; 24] = [
+    const METHODS: [&str; 28] = [
         "remit.v1.Authority/Decide",
         "remit.v1.Authority/Reserve",
         "remit.v1.Authority/Commit",
@@ -197,6 +197,10 @@ fn known(path: &str) -> &'static str {
         "remit.v1.Ledger/GetEntry",
         "remit.v1.Ledger/WatchEntries",
         "remit.v1.Ledger/VerifyLedger",
+        "remit.v1.Ledger/ReplayPolicy",
+        "remit.v1.Provisioning/ListTools",
+        "remit.v1.Provisioning/GetPolicy",
+        "remit.v1.Provisioning/ListFreezes",
         "grpc.health.v1.Health/Check",
         "grpc.health.v1.Health/Watch",
     ];

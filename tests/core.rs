@@ -130,6 +130,7 @@ fn budgets(allocation: i64) -> Vec<Budget> {
             carry_over,
             state: BudgetState::Active,
         },
+        thresholds: Arc::default(),
         present: true,
         limit_seq: Sequence(0),
         created_at: Timestamp::default(),
@@ -250,6 +251,7 @@ impl Rows {
                     .filter_map(|id| self.reservations.get(id).cloned())
                     .collect::<Vec<_>>(),
                 balances,
+                [],
             );
         }
         panic!("what is needed never gets loaded: {command:?}");
@@ -372,6 +374,8 @@ fn ask(agent: u8, points: i64, tokens: Option<i64>) -> Ask {
         .into(),
         estimates,
         context: Context::default(),
+        arguments: None,
+        explain: false,
     }
 }
 

@@ -16,14 +16,20 @@ use crate::proto;
 /// Most entries of a map that a caller fills.
 const MAP_MAX: usize = 16;
 
-/// The mistakes found so far: a field's path and what it wants.
+/// The mistakes found so far: a field's path and a sentence without it.
 #[derive(Debug, Default)]
 pub struct Fields(Vec<(String, String)>);
 
 impl Fields {
     /// Notes a mistake; `wants` completes "must be …".
     pub fn bad(&mut self, field: impl Into<String>, wants: impl Into<String>) {
-        self.0.push((field.into(), wants.into()));
+        self.0
+            .push((field.into(), format!("must be {}", wants.into())));
+    }
+
+    /// Notes a mistake in words of its own.
+    pub fn fault(&mut self, field: impl Into<String>, text: impl Into<String>) {
+        self.0.push((field.into(), text.into()));
     }
 
     /// The value, or a note of what was wanted.

@@ -58,9 +58,9 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
     let mut bytes = 0;
     let fitting = violations
         .iter()
-        .take_while(|(field, wants)| {
+        .take_while(|(field, text)| {
             // What protobuf puts around each is less than this.
-            bytes += cut(field).len() + cut(wants).len() + 20;
+            bytes += cut(field).len() + cut(text).len() + 12;
             bytes <= VIOLATIONS_BYTES_MAX
         })
         .count();
@@ -68,11 +68,11 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
     let named: Vec<_> = fitting
         .iter()
         .take(VIOLATIONS_IN_MESSAGE)
-        .map(|(field, wants)| format!("{} must be {}", cut(field), cut(wants)))
+        .map(|(field, text)| format!("{} {}", cut(field), cut(text)))
         .collect();
     let fields: Vec<_> = fitting
         .iter()
-        .map(|(field, wants)| FieldViolation::new(cut(field), format!("must be {}", cut(wants))))
+        .map(|(field, text)| FieldViolation::new(cut(field), cut(text)))
         .collect();
     let mut metadata = Vec::new();
     if let Some((field, _)) = fitting.first() {
@@ -316,6 +316,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::BudgetClosed => precondition("BUDGET_CLOSED", "budget".to_owned(), &[]),
         Refusal::BudgetUnlimited => precondition("BUDGET_UNLIMITED", "budget".to_owned(), &[]),
         Refusal::TooManyCredits(_) => precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[]),
+        Refusal::TooManyFreezes => precondition("TOO_MANY_FREEZES", "tenant".to_owned(), &[]),
         Refusal::InsufficientRemaining { asked, remaining } => precondition(
             "INSUFFICIENT_REMAINING",
             "balance".to_owned(),

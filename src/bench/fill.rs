@@ -135,6 +135,7 @@ fn tenant_history(
                         period: Calendar::total().period(),
                     },
                     calendar: Calendar::total(),
+                    thresholds: Arc::default(),
                     terms: Terms {
                         limit: Limit::Allocation(Amount::new(ALLOCATION)?),
                         overdraft_limit: Amount::ZERO,
@@ -172,6 +173,8 @@ fn tenant_history(
             }),
             estimates: amount(ESTIMATE)?,
             context: Context::default(),
+            arguments: None,
+            explain: false,
         },
         origin: Origin {
             key: None,
@@ -261,7 +264,7 @@ impl Past {
         // Nothing is stored yet: what is needed and not there does not exist.
         let mut needs = Needs::default();
         self.state.needs(&command, false, &mut needs);
-        self.state.load(&needs, [], [], [], []);
+        self.state.load(&needs, [], [], [], [], []);
         match self.state.apply(&command, &self.origin, now) {
             Applied::Done(answer) => {
                 answer?;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use super::amount::{Amount, Amounts, Unit};
 use super::budget::{Balance, Budget, BudgetState};
+use super::caps::Caps;
 use super::id::{ReservationId, Sequence};
-use super::ledger::{After, Decision};
+use super::ledger::{After, Body, Decision, Explanation};
 use super::period::{Period, Window};
 use super::refusal::{Denial, Reason};
 use super::time::Timestamp;
@@ -74,32 +75,67 @@ pub enum Verdict {
     /// It may.
     #[default]
     Allow,
+    /// It may, within caps.
+    AllowWithCaps(Caps),
+    /// It may once a person has approved it.
+    RequireApproval(Denial),
     /// It may not.
     Deny(Denial),
 }
 
 impl Verdict {
+    /// What an entry recorded; `Allow` where nothing had to be decided.
+    pub fn recorded(body: &Body) -> Self {
+        let denial = || Denial {
+            reasons: body.reasons.clone(),
+            retry_after: body.retry_after_us.map(Duration::from_micros),
+        };
+        match body.decision {
+            Some(Decision::Deny) => Self::Deny(denial()),
+            Some(Decision::RequireApproval) => Self::RequireApproval(denial()),
+            Some(Decision::AllowWithCaps) => {
+                Self::AllowWithCaps(body.caps.clone().unwrap_or_default())
+            }
+            Some(Decision::Allow) | None => Self::Allow,
+        }
+    }
+
     /// The word for it.
     pub fn decision(&self) -> Decision {
         match self {
             Self::Allow => Decision::Allow,
+            Self::AllowWithCaps(_) => Decision::AllowWithCaps,
+            Self::RequireApproval(_) => Decision::RequireApproval,
             Self::Deny(_) => Decision::Deny,
+        }
+    }
+
+    /// Whether the action may happen now.
+    pub fn permits(&self) -> bool {
+        matches!(self, Self::Allow | Self::AllowWithCaps(_))
+    }
+
+    /// What the agent must keep.
+    pub fn caps(&self) -> Option<&Caps> {
+        match self {
+            Self::AllowWithCaps(caps) => Some(caps),
+            _ => None,
         }
     }
 
     /// Why not.
     pub fn reasons(&self) -> &[Reason] {
         match self {
-            Self::Allow => &[],
-            Self::Deny(denial) => &denial.reasons,
+            Self::Allow | Self::AllowWithCaps(_) => &[],
+            Self::RequireApproval(denial) | Self::Deny(denial) => &denial.reasons,
         }
     }
 
     /// When it can pass at the earliest, if it can.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Allow => None,
-            Self::Deny(denial) => denial.retry_after,
+            Self::Allow | Self::AllowWithCaps(_) => None,
+            Self::RequireApproval(denial) | Self::Deny(denial) => denial.retry_after,
         }
     }
 }
@@ -136,6 +172,8 @@ pub struct Answer {
     pub seq: Option<Sequence>,
     /// It is the first answer to the same key again.
     pub replayed: bool,
+    /// What else was found out on the way to the decision, where the caller asked for it.
+    pub explanation: Option<Box<Explanation>>,
 }
 
 impl Answer {
@@ -150,6 +188,7 @@ impl Answer {
             balances: Vec::new(),
             seq: None,
             replayed: false,
+            explanation: None,
         }
     }
 }

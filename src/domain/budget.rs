@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::{Amount, Unit};
 use super::id::{BalanceNo, BudgetNo, Malformed, Sequence};
+use super::narrowing::Threshold;
 use super::period::{Calendar, Window};
 use super::scope::Scope;
 use super::time::Timestamp;
@@ -111,6 +112,8 @@ pub struct Budget {
     pub calendar: Calendar,
     /// What it allows.
     pub terms: Terms,
+    /// What it leaves to agents the more of it is used, in rising order.
+    pub thresholds: Arc<[Threshold]>,
     /// False once it was taken away: it applies to nothing any more, and is kept
     /// for what was reserved on it, and for when it comes back.
     pub present: bool,

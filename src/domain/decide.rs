@@ -7,18 +7,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::activity::{ActivityKey, Counts};
 use super::amount::{Amount, Amounts, Unit};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
 use super::budget::{Balance, Budget, BudgetState};
+use super::caps::Caps;
+use super::catalogue::{Resolved, Tier};
 use super::id::{BalanceNo, IdempotencyKey, KeyHash, Method, ReservationId};
-use super::ledger::{Body, Decision, EntryKind, Movement, Opened, Request};
+use super::ledger::{Binding, Body, EntryKind, Explanation, Incident, Movement, Opened, Request};
+use super::narrowing::{BasisPoints, Highest, reached};
 use super::period::Period;
-use super::refusal::{Denial, Reason, ReasonCode, Refusal, Shortage};
-use super::request::{Ask, Decide, ExtendBy, Grace, Origin, Reserve, Ttl};
+use super::policy;
+use super::policy::facts::{Asked, BudgetFacts, Facts};
+use super::policy::ruling::{Deciding, Ruling};
+use super::refusal::{Denial, Narrowed, Reason, ReasonCode, Refusal, RuleRef, Shortage};
+use super::request::{Action, Ask, Context, Decide, ExtendBy, Grace, Origin, Reserve, Ttl};
 use super::reservation::{Hold, Reservation, Status, Tranche};
-use super::scope::Subject;
+use super::scope::{Scope, Subject};
 use super::state::TenantState;
-use super::tenant::{TenantState as State, UnprovisionedRule};
+use super::tenant::{FREEZES_MAX, Freeze, TenantState as State, UnprovisionedRule};
 use super::time::Timestamp;
 
 /// A budget that applies, with its balance as of now: expired credits lapsed,
@@ -60,8 +67,67 @@ impl Line {
             scope: Some(self.balance.scope.clone()),
             unit: Some(self.budget.unit),
             shortage,
+            ..Reason::of_tenant(code)
         }
     }
+
+    /// What rules can read of it.
+    pub(super) fn facts(&self) -> BudgetFacts {
+        let limit = self.budget.terms.limit;
+        let remaining = self.balance.remaining(limit);
+        BudgetFacts {
+            scope: self.balance.scope.clone(),
+            budget_scope: self.budget.scope.text().clone(),
+            unit: self.budget.unit,
+            period: self.budget.calendar.period().as_str(),
+            remaining: remaining.map(|left| i64::try_from(left).unwrap_or(i64::MIN)),
+            used: BasisPoints::used(&self.balance, limit),
+        }
+    }
+}
+
+/// What is decided upon.
+struct Case<'a> {
+    /// Who acts, in the catalogue's toolset.
+    subject: &'a Subject,
+    action: &'a Action,
+    context: &'a Context,
+    demand: Demand,
+    arguments: Asked<'a>,
+}
+
+/// What is asked of the budgets.
+enum Demand {
+    /// What the caller estimates of an action.
+    Action(Amounts),
+    /// More for one that was let in.
+    More(Amounts),
+}
+
+impl Demand {
+    /// What the caller named.
+    fn named(&self) -> &Amounts {
+        match self {
+            Self::Action(amounts) | Self::More(amounts) => amounts,
+        }
+    }
+
+    /// The request's field.
+    fn field(&self) -> &'static str {
+        match self {
+            Self::Action(_) => "estimates",
+            Self::More(_) => "additional",
+        }
+    }
+}
+
+/// What was decided, and all that it came from.
+struct Judged {
+    verdict: Verdict,
+    lines: Vec<Line>,
+    asked: Amounts,
+    explanation: Option<Box<Explanation>>,
+    escalating: Vec<Deciding>,
 }
 
 impl TenantState {
@@ -159,48 +225,192 @@ impl TenantState {
         }
     }
 
+    /// Decides on one action, without effect.
+    fn judge(&self, case: Case, now: Timestamp) -> Result<Judged, Refusal> {
+        let resolved = self.config.resolve(case.action);
+        let asked = match &case.demand {
+            Demand::Action(estimates) => demanded(estimates, resolved.as_ref()),
+            Demand::More(additional) => *additional,
+        };
+        let lines = self.lines(case.subject, now);
+        let recent = self.recent(case.subject, case.action, now);
+        let ruling = if self.config.rules.policies.is_empty() {
+            Ruling::default()
+        } else {
+            let facts = Facts {
+                action: case.action,
+                resolved: resolved.as_ref(),
+                subject: case.subject,
+                context: case.context,
+                amounts: asked,
+                arguments: case.arguments,
+                budgets: lines.iter().map(Line::facts).collect(),
+                recent: recent.unwrap_or_default(),
+            };
+            policy::ruling::rule(&self.config.rules.policies, &facts)
+        };
+        let mut binding = None;
+        let verdict = self.ladder(
+            &case,
+            resolved.as_ref(),
+            &asked,
+            &lines,
+            &ruling,
+            &mut binding,
+            now,
+        )?;
+        let explains = self.config.has_rules() || binding.is_some();
+        let explanation = explains.then(|| {
+            Box::new(Explanation {
+                versions: self.config.versions(),
+                resolved,
+                recent,
+                matched: ruling.matched,
+                binding,
+            })
+        });
+        Ok(Judged {
+            verdict,
+            lines,
+            asked,
+            explanation,
+            escalating: ruling.escalating,
+        })
+    }
+
+    /// What the agent did with this tool of late; nothing where no rule reads it.
+    fn recent(&self, subject: &Subject, action: &Action, now: Timestamp) -> Option<Counts> {
+        if !self.config.reads_activity() {
+            return None;
+        }
+        let window = self.config.tenant.settings.activity_window.get();
+        let activity = self.activity(ActivityKey::of(subject, &action.name));
+        Some(activity.map_or(Counts::default(), |activity| activity.counts(now, window)))
+    }
+
     /// Steps 1 to 8.
+    #[expect(clippy::too_many_arguments, reason = "all that a decision goes by")]
     fn ladder(
         &self,
-        subject: &Subject,
+        case: &Case,
+        resolved: Option<&Resolved>,
         asked: &Amounts,
         lines: &[Line],
+        ruling: &Ruling,
+        binding: &mut Option<Binding>,
         now: Timestamp,
-        field: &'static str,
     ) -> Result<Verdict, Refusal> {
-        // 1. The tenant.
+        // 1. The tenant, and scopes that are stopped.
         match self.config.tenant.settings.state {
             State::Active => {}
             State::Suspended => return Ok(deny(Reason::of_tenant(ReasonCode::TenantSuspended))),
             State::Closed => return Ok(deny(Reason::of_tenant(ReasonCode::TenantClosed))),
         }
-        // 2. The action catalogue, which adds what the server says an action
-        // costs. CALLS, the cost that every action has, is in `asked` already.
+        let frozen = self.frozen(case.subject, ruling);
+        if !frozen.is_empty() {
+            return Ok(deny_for(frozen, None));
+        }
+        // 2. The action catalogue.
+        let Some(resolved) = resolved else {
+            return Ok(deny(Reason::of_tenant(ReasonCode::UnknownAction)));
+        };
         // 3. and 4. Budgets that apply.
+        let unprovisioned = self.unprovisioned(case.subject, resolved, lines);
+        if !unprovisioned.is_empty() {
+            return Ok(deny_for(unprovisioned, None));
+        }
+        self.check_units(case.demand.named(), lines, case.demand.field())?;
+        // 5. Their state.
+        let reasons = stopped(lines);
+        if !reasons.is_empty() {
+            return Ok(deny_for(reasons, None));
+        }
+        // 6. Policy.
+        if !ruling.denying.is_empty() {
+            let reasons = ruling.denying.iter();
+            let reasons = reasons
+                .map(|by| by.reason(ReasonCode::PolicyDenied))
+                .collect();
+            return Ok(deny_for(reasons, None));
+        }
+        // 7. Narrowing.
+        let narrowing = narrow(lines, resolved, now);
+        *binding = narrowing.binding;
+        if let Some(denial) = narrowing.denial {
+            return Ok(Verdict::Deny(denial));
+        }
+        // 8. What remains.
+        if let Some(denial) = short(asked, lines, now) {
+            return Ok(Verdict::Deny(denial));
+        }
+        if !ruling.approving.is_empty() {
+            let reasons = ruling.approving.iter();
+            let reasons = reasons
+                .map(|by| by.reason(ReasonCode::ApprovalRequired))
+                .collect();
+            return Ok(Verdict::RequireApproval(Denial {
+                reasons,
+                retry_after: None,
+            }));
+        }
+        let mut caps = ruling.caps.clone();
+        caps.tighten(&narrowing.caps);
+        if let Some(binding) = binding {
+            self.config.tighten(&mut caps, binding);
+        }
+        Ok(if caps.is_empty() {
+            Verdict::Allow
+        } else {
+            Verdict::AllowWithCaps(caps)
+        })
+    }
+
+    /// Every freeze that applies to a subject, and the one that a rule makes now.
+    fn frozen(&self, subject: &Subject, ruling: &Ruling) -> Vec<Reason> {
+        let standing = self.freezes.document.iter();
+        let mut reasons: Vec<_> = standing
+            .filter(|freeze| freeze.scope.applied_to(subject).is_some())
+            .map(|freeze| Reason {
+                scope: Some(freeze.scope.text().clone()),
+                rule: freeze.rule.clone(),
+                ..Reason::of_tenant(ReasonCode::ScopeFrozen)
+            })
+            .collect();
+        if reasons.is_empty() {
+            let freezing = ruling.escalating.iter().filter(|by| by.rule.freeze);
+            reasons.extend(freezing.map(|by| Reason {
+                scope: Some(subject.agent_scope().into()),
+                ..Reason::of_rule(ReasonCode::ScopeFrozen, by.reference())
+            }));
+        }
+        reasons
+    }
+
+    /// No budget at all, none that names the toolset, or none in a unit that the
+    /// catalogue says the action costs.
+    fn unprovisioned(&self, subject: &Subject, resolved: &Resolved, lines: &[Line]) -> Vec<Reason> {
         let toolset_uncovered = || {
             subject.toolset().is_some()
                 && self.config.tenant.settings.unprovisioned_rule
                     == UnprovisionedRule::RequireToolsetBudget
                 && !lines.iter().any(|line| line.budget.scope.names_toolset())
         };
+        let reason = |unit| Reason {
+            scope: Some(subject.scope_text().into()),
+            unit,
+            ..Reason::of_tenant(ReasonCode::BudgetNotProvisioned)
+        };
         if lines.is_empty() || toolset_uncovered() {
-            return Ok(deny(Reason {
-                scope: Some(subject.scope_text().into()),
-                ..Reason::of_tenant(ReasonCode::BudgetNotProvisioned)
-            }));
+            return vec![reason(None)];
         }
-        self.check_units(asked, lines, field)?;
-        // 5. Their state.
-        let reasons = stopped(lines);
-        if !reasons.is_empty() {
-            return Ok(Verdict::Deny(Denial {
-                reasons,
-                retry_after: None,
-            }));
-        }
-        // 6. Policy and 7. narrowing stand here.
-        // 8. What remains.
-        Ok(sufficient(asked, lines, now))
+        let costs = resolved
+            .costs
+            .iter()
+            .filter(|(_, cost)| *cost > Amount::ZERO);
+        costs
+            .filter(|(unit, _)| !lines.iter().any(|line| line.budget.unit == *unit))
+            .map(|(unit, _)| reason(Some(unit)))
+            .collect()
     }
 
     /// A unit that is asked for must be counted by some budget that applies.
@@ -233,21 +443,21 @@ impl TenantState {
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
         let ask = &request.ask;
-        let lines = self.lines(&ask.subject, now);
-        let asked = ask.amounts();
-        let verdict = self.ladder(&ask.subject, &asked, &lines, now, "estimates")?;
-        let mut answer = Answer::new(verdict);
-        answer.balances = lines.iter().map(Line::view).collect();
+        let judged = self.judge_ask(ask, now)?;
+        let mut answer = Answer::new(judged.verdict.clone());
+        answer.balances = judged.lines.iter().map(Line::view).collect();
         if let Some(key) = &request.record {
             let mut body = self.body_of_ask(EntryKind::Decide, Some(key), ask, origin);
             body.request = Some(Request {
                 amounts: ask.estimates,
                 ..Request::default()
             });
-            body = said(body, &answer.verdict);
-            body.movements = self.looked_at(&lines);
+            body = self.told(body, ask, &judged);
+            body.movements = self.looked_at(&judged.lines);
             answer.seq = Some(self.append(body, now));
+            self.follow_up(ask, &judged, origin, now);
         }
+        answer.explanation = judged.explanation.filter(|_| ask.explain);
         Ok(answer)
     }
 
@@ -273,23 +483,26 @@ impl TenantState {
             ..Request::default()
         });
         if let Some(answer) = self.replay(pinned_key, &body, now) {
-            return answer;
+            return answer.map(|mut answer| {
+                answer.explanation = answer.explanation.filter(|_| ask.explain);
+                answer
+            });
         }
 
-        let lines = self.lines(&ask.subject, now);
-        let asked = ask.amounts();
-        let verdict = self.ladder(&ask.subject, &asked, &lines, now, "estimates")?;
-        let mut answer = Answer::new(verdict);
+        let judged = self.judge_ask(ask, now)?;
+        let mut answer = Answer::new(judged.verdict.clone());
+        answer.explanation = judged.explanation.clone().filter(|_| ask.explain);
         let Some(key) = pinned_key else {
-            answer.balances = lines.iter().map(Line::view).collect();
+            answer.balances = judged.lines.iter().map(Line::view).collect();
             return Ok(answer);
         };
-        body = said(body, &answer.verdict);
-        if answer.verdict != Verdict::Allow {
+        body = self.told(body, ask, &judged);
+        if !judged.verdict.permits() {
             self.must_know(pinned_key)?;
-            answer.balances = lines.iter().map(Line::view).collect();
-            body.movements = self.looked_at(&lines);
+            answer.balances = judged.lines.iter().map(Line::view).collect();
+            body.movements = self.looked_at(&judged.lines);
             answer.seq = Some(self.append(body, now));
+            self.follow_up(ask, &judged, origin, now);
             return Ok(answer);
         }
 
@@ -298,9 +511,19 @@ impl TenantState {
         let ttl = request.ttl.unwrap_or(Ttl::DEFAULT).get();
         let grace = request.grace.unwrap_or(Grace::DEFAULT).get();
         let expires_at = now.saturating_add(ttl);
-        let held = hold(lines, &asked, expires_at.saturating_add(grace))?;
+        let held = hold(
+            &judged.lines,
+            &judged.asked,
+            expires_at.saturating_add(grace),
+        )?;
         // From here on nothing can fail.
         let tranche = self.keep_holds(&held, &mut body, now);
+        if self.config.reads_budgets() {
+            // What its rules could read, beside what was held.
+            let asked = |line: &&Line| judged.asked.get(line.budget.unit).is_none();
+            let others: Vec<Line> = judged.lines.iter().filter(asked).cloned().collect();
+            body.movements.extend(self.looked_at(&others));
+        }
         body.reservation = Some(id);
         body.reserved = tranche.amounts;
         body.expires_at = Some(expires_at);
@@ -328,25 +551,100 @@ impl TenantState {
         self.pin(pinned_key);
         answer.balances = self.views(&movements);
         answer.seq = Some(seq);
+        self.follow_up(ask, &judged, origin, now);
         Ok(answer)
     }
 
+    fn judge_ask(&self, ask: &Ask, now: Timestamp) -> Result<Judged, Refusal> {
+        let case = Case {
+            subject: &self.config.placed(&ask.subject, &ask.action),
+            action: &ask.action,
+            context: &ask.context,
+            demand: Demand::Action(ask.estimates),
+            arguments: Asked::With(ask.arguments.as_deref()),
+        };
+        self.judge(case, now)
+    }
+
+    /// Says in an entry what was decided, and by what.
+    fn told(&self, body: Body, ask: &Ask, judged: &Judged) -> Body {
+        let mut body = said(body, &judged.verdict);
+        body.explanation = judged.explanation.clone();
+        let keep = self.config.tenant.settings.keep_arguments.as_ref();
+        body.arguments = keep
+            .zip(ask.arguments.as_deref())
+            .map(|(keep, arguments)| keep.keep(arguments));
+        body
+    }
+
+    /// After a recorded decision: counts it, and raises the incidents that rules call for.
+    fn follow_up(&mut self, ask: &Ask, judged: &Judged, origin: &Origin, now: Timestamp) {
+        if !self.config.reads_activity() {
+            return;
+        }
+        let subject = self.config.placed(&ask.subject, &ask.action).into_owned();
+        let key = ActivityKey::of(&subject, &ask.action.name);
+        let window = self.config.tenant.settings.activity_window.get();
+        let decision = self.tip.seq;
+        self.activity_mut(key)
+            .note(judged.verdict.permits(), now, window);
+        for by in &judged.escalating {
+            let activity = self.activity_mut(key);
+            if !activity.raise(&by.name(), now, window) {
+                continue;
+            }
+            let recent = activity.counts(now, window);
+            let agent = subject.agent_scope();
+            let scope = Scope::parse_concrete(&agent).ok();
+            let scope =
+                scope.filter(|_| by.rule.freeze && self.freezes.document.len() < FREEZES_MAX);
+            let tenant = self.config.tenant.id.clone();
+            let mut body = Body::new(tenant, EntryKind::Incident).from_origin(origin);
+            body.subject = Some(ask.subject.clone());
+            body.action = Some(ask.action.clone());
+            body.incident = Some(Incident {
+                rule: by.reference(),
+                decision,
+                agent: agent.into(),
+                recent,
+                frozen: scope.is_some(),
+            });
+            if let Some(scope) = scope {
+                body.freezes = Some(self.freeze(Freeze {
+                    scope,
+                    reason: by.rule.reason.clone(),
+                    rule: Some(by.reference()),
+                    since: now,
+                }));
+            }
+            self.append(body, now);
+        }
+    }
+
     /// The ladder for what an Extend asks for more. Answers the verdict and, if
-    /// it allows, the lines with the hold on them.
+    /// it permits, the lines with the hold on them.
     pub(super) fn decide_more(
         &self,
-        subject: &Subject,
+        reservation: &Reservation,
         additional: &Amounts,
         lapses_at: Timestamp,
         now: Timestamp,
     ) -> Result<(Verdict, Vec<Line>, Vec<Line>), Refusal> {
-        let lines = self.lines(subject, now);
-        let verdict = self.ladder(subject, additional, &lines, now, "additional")?;
-        if verdict != Verdict::Allow {
-            return Ok((verdict, lines, Vec::new()));
+        let case = Case {
+            subject: &self
+                .config
+                .placed(&reservation.subject, &reservation.action),
+            action: &reservation.action,
+            context: &Context::default(),
+            demand: Demand::More(*additional),
+            arguments: Asked::Before,
+        };
+        let judged = self.judge(case, now)?;
+        if !judged.verdict.permits() {
+            return Ok((judged.verdict, judged.lines, Vec::new()));
         }
-        let held = hold(lines.clone(), additional, lapses_at)?;
-        Ok((verdict, lines, held))
+        let held = hold(&judged.lines, additional, lapses_at)?;
+        Ok((judged.verdict, judged.lines, held))
     }
 
     /// Keeps balances with holds on them, and says in the entry what moved.
@@ -408,10 +706,8 @@ impl TenantState {
 
 /// Says in an entry what was decided.
 pub(super) fn said(mut body: Body, verdict: &Verdict) -> Body {
-    body.decision = Some(match verdict {
-        Verdict::Allow => Decision::Allow,
-        Verdict::Deny(_) => Decision::Deny,
-    });
+    body.decision = Some(verdict.decision());
+    body.caps = verdict.caps().cloned();
     body.reasons = verdict.reasons().to_vec();
     body.retry_after_us = verdict.retry_after().map(micros);
     body
@@ -444,10 +740,129 @@ pub(super) fn extended(
 }
 
 fn deny(reason: Reason) -> Verdict {
+    deny_for(vec![reason], None)
+}
+
+pub(super) fn deny_for(reasons: Vec<Reason>, retry_after: Option<Duration>) -> Verdict {
     Verdict::Deny(Denial {
-        reasons: vec![reason],
-        retry_after: None,
+        reasons,
+        retry_after,
     })
+}
+
+impl Deciding {
+    /// How reasons and records name it.
+    pub(super) fn reference(&self) -> RuleRef {
+        RuleRef {
+            id: self.rule.id.clone(),
+            all_tenants: self.all_tenants,
+            text: self.rule.reason.clone(),
+        }
+    }
+
+    /// Tells it from a rule of the other document.
+    fn name(&self) -> String {
+        let whose = if self.all_tenants { "all" } else { "own" };
+        format!("{whose}/{}", self.rule.id)
+    }
+
+    pub(super) fn reason(&self, code: ReasonCode) -> Reason {
+        let code = match code {
+            ReasonCode::PolicyDenied if self.failed => ReasonCode::PolicyError,
+            code => code,
+        };
+        Reason::of_rule(code, self.reference())
+    }
+}
+
+/// What is asked of the budgets for an action: the caller's estimates, but not less than
+/// the catalogue's costs, and one call.
+pub(super) fn demanded(estimates: &Amounts, resolved: Option<&Resolved>) -> Amounts {
+    let mut asked = estimates.with(Unit::Calls, Amount::ONE);
+    for (unit, cost) in resolved
+        .into_iter()
+        .flat_map(|resolved| resolved.costs.iter())
+    {
+        asked.set(
+            unit,
+            asked.get(unit).map_or(cost, |estimate| estimate.max(cost)),
+        );
+    }
+    asked
+}
+
+/// What narrowing makes of an action.
+pub(super) struct Narrowing {
+    pub(super) denial: Option<Denial>,
+    pub(super) binding: Option<Binding>,
+    pub(super) caps: Caps,
+}
+
+/// Step 7: thresholds that were reached, on every balance that applies.
+pub(super) fn narrow(lines: &[Line], resolved: &Resolved, now: Timestamp) -> Narrowing {
+    let mut narrowing = Narrowing {
+        denial: None,
+        binding: None,
+        caps: Caps::default(),
+    };
+    let mut reasons = Vec::new();
+    let mut wait = Some(Duration::ZERO);
+    for line in lines
+        .iter()
+        .filter(|line| !line.budget.thresholds.is_empty())
+    {
+        let used = BasisPoints::used(&line.balance, line.budget.terms.limit);
+        let Some(threshold) = reached(&line.budget.thresholds, used) else {
+            continue;
+        };
+        narrowing.caps.tighten(&threshold.caps);
+        let rank = |highest: Option<Highest>| match highest {
+            None => u8::MAX,
+            Some(highest) => highest.tier().map_or(0, Tier::get),
+        };
+        let tightest = narrowing
+            .binding
+            .as_ref()
+            .map(|binding| rank(binding.highest));
+        if tightest.is_none_or(|tightest| rank(threshold.highest) < tightest) {
+            narrowing.binding = Some(Binding {
+                scope: line.balance.scope.clone(),
+                unit: line.budget.unit,
+                used,
+                from: threshold.from,
+                highest: threshold.highest,
+            });
+        }
+        let Some(highest) = threshold.highest else {
+            continue;
+        };
+        if highest
+            .tier()
+            .is_some_and(|highest| resolved.tier <= highest)
+        {
+            continue;
+        }
+        let narrowed = Narrowed {
+            used,
+            from: threshold.from,
+            highest,
+            tier: resolved.tier,
+        };
+        reasons.push(Reason {
+            narrowed: Some(narrowed),
+            ..line.reason(ReasonCode::CapabilityNarrowed, None)
+        });
+        let at = line.balance.next_lapse.or(line.balance.window.end);
+        let own = at.map(|at| at.since(now).max(Duration::from_secs(1)));
+        wait = wait.zip(own).map(|(all, own)| all.max(own));
+    }
+    if !reasons.is_empty() {
+        narrowing.denial = Some(Denial {
+            reasons,
+            retry_after: wait,
+        });
+    }
+    narrowing
 }
 
 /// Step 5: every budget that lets nothing pass, strictest first, from the root
@@ -480,7 +895,7 @@ fn stopped(lines: &[Line]) -> Vec<Reason> {
 }
 
 /// Step 8: every balance that is short.
-fn sufficient(asked: &Amounts, lines: &[Line], now: Timestamp) -> Verdict {
+pub(super) fn short(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<Denial> {
     let mut reasons = Vec::new();
     let mut wait = Some(Duration::ZERO);
     for line in lines {
@@ -504,10 +919,7 @@ fn sufficient(asked: &Amounts, lines: &[Line], now: Timestamp) -> Verdict {
         let own = line.balance.retry_after(limit, amount, now);
         wait = wait.zip(own).map(|(all, own)| all.max(own));
     }
-    if reasons.is_empty() {
-        return Verdict::Allow;
-    }
-    Verdict::Deny(Denial {
+    (!reasons.is_empty()).then_some(Denial {
         reasons,
         retry_after: wait,
     })
@@ -515,10 +927,11 @@ fn sufficient(asked: &Amounts, lines: &[Line], now: Timestamp) -> Verdict {
 
 /// Step 9, still without effect: the lines whose unit is asked for, with the
 /// hold on them.
-fn hold(lines: Vec<Line>, asked: &Amounts, lapses_at: Timestamp) -> Result<Vec<Line>, Refusal> {
+fn hold(lines: &[Line], asked: &Amounts, lapses_at: Timestamp) -> Result<Vec<Line>, Refusal> {
     let mut held = Vec::with_capacity(lines.len());
-    for mut line in lines {
+    for line in lines {
         if let Some(amount) = asked.get(line.budget.unit) {
+            let mut line = line.clone();
             line.balance.hold(amount, lapses_at)?;
             held.push(line);
         }

@@ -11,14 +11,20 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::activity::Counts;
 use super::amount::{Amount, Amounts, Unit};
 use super::budget::{Balance, Budget, Limit, Terms, named};
+use super::caps::Caps;
+use super::catalogue::{Resolved, Tool};
 use super::id::{BalanceNo, BudgetNo, IdempotencyKey, KeyId, ReservationId, Sequence, TenantId};
+use super::narrowing::{BasisPoints, Highest, Threshold};
 use super::period::Period;
-use super::refusal::Reason;
+use super::policy::PolicyDocument;
+use super::policy::ruling::Matched;
+use super::refusal::{Reason, RuleRef};
 use super::request::{Action, Context, Digest, Funding, Metadata, Metrics, Origin, OveragePolicy};
 use super::scope::{Scope, Subject};
-use super::tenant::Settings;
+use super::tenant::{Freeze, Settings};
 use super::time::Timestamp;
 
 /// SHA-256 over an entry and all before it.
@@ -81,6 +87,8 @@ named! {
         ApiKeyCreated = "API_KEY_CREATED",
         /// A RevokeApiKey.
         ApiKeyRevoked = "API_KEY_REVOKED",
+        /// A rule called for attention over the decision before it.
+        Incident = "INCIDENT",
     }
 }
 
@@ -232,6 +240,9 @@ pub struct ProvisionedBudget {
     pub time_zone: Box<str>,
     /// What it allows.
     pub terms: Terms,
+    /// What it leaves the more of it is used.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub thresholds: Arc<[Threshold]>,
     /// False once it was taken away.
     pub present: bool,
 }
@@ -245,6 +256,7 @@ impl From<&Budget> for ProvisionedBudget {
             period: budget.calendar.period(),
             time_zone: budget.calendar.zone_name().into(),
             terms: budget.terms,
+            thresholds: budget.thresholds.clone(),
             present: budget.present,
         }
     }
@@ -295,6 +307,96 @@ pub struct KeyRecord {
     /// When it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+}
+
+/// A document that replaces the one before it as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versioned<T> {
+    /// Counts its changes, from 1.
+    pub version: i64,
+    /// What it says.
+    pub document: Arc<T>,
+}
+
+impl<T: Default> Default for Versioned<T> {
+    /// Nothing was provisioned yet.
+    fn default() -> Self {
+        Self {
+            version: 0,
+            document: Arc::default(),
+        }
+    }
+}
+
+/// The versions of what a decision went by; 0 where there was none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// The tenant's catalogue.
+    pub catalogue: i64,
+    /// The tenant's policy.
+    pub policy: i64,
+    /// The policy for all tenants.
+    pub all_tenants: i64,
+}
+
+/// A budget's threshold that narrowed what an agent may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The balance's scope.
+    pub scope: Arc<str>,
+    /// Of the budget.
+    pub unit: Unit,
+    /// How much of it was used.
+    pub used: BasisPoints,
+    /// The threshold that was reached.
+    pub from: BasisPoints,
+    /// What it leaves; nothing where it only sets caps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest: Option<Highest>,
+}
+
+/// What a decision found out on its way: with the balances that it looked at all that its
+/// rules could read.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What it went by.
+    pub versions: Versions,
+    /// What the catalogue says of the action; nothing where it is unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved: Option<Resolved>,
+    /// What the agent did with the tool of late, where a rule reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent: Option<Counts>,
+    /// Every rule that matched, enforced or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub matched: Vec<Matched>,
+    /// The tightest threshold that was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<Binding>,
+}
+
+/// Arguments as the tenant keeps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptArguments {
+    /// What is kept of them.
+    pub value: serde_json::Value,
+    /// False where something was hidden or cut.
+    pub complete: bool,
+}
+
+/// What an incident is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// The rule that raised it.
+    pub rule: RuleRef,
+    /// The entry of the decision.
+    pub decision: Sequence,
+    /// Who acted.
+    pub agent: Box<str>,
+    /// What the agent did with the tool of late, with this decision.
+    pub recent: Counts,
+    /// The agent was frozen.
+    pub frozen: bool,
 }
 
 /// What an entry says. The order of the fields is the canonical order.
@@ -377,6 +479,27 @@ pub struct Body {
     /// CreateApiKey, RevokeApiKey: the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_key: Option<KeyRecord>,
+    /// The arguments, as far as the tenant keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arguments: Option<KeptArguments>,
+    /// ALLOW_WITH_CAPS: which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caps: Option<Caps>,
+    /// What the decision found out on its way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Box<Explanation>>,
+    /// What the incident is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incident: Option<Incident>,
+    /// Provision: the catalogue from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catalogue: Option<Versioned<Vec<Tool>>>,
+    /// Provision: the policy from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Versioned<PolicyDocument>>,
+    /// Provision, incident: all freezes from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub freezes: Option<Versioned<Vec<Freeze>>>,
 }
 
 impl Body {
@@ -410,6 +533,13 @@ impl Body {
             settings: None,
             budgets: Vec::new(),
             api_key: None,
+            arguments: None,
+            caps: None,
+            explanation: None,
+            incident: None,
+            catalogue: None,
+            policy: None,
+            freezes: None,
         }
     }
 
@@ -493,11 +623,9 @@ impl Request {
             .iter()
             .zip(&other.document)
             .find(|(own, theirs)| own != theirs)
-            .map(|(own, _)| match &*own.0 {
-                "tenants" => "tenants",
-                "budgets" => "budgets",
-                "absent_budgets" => "absent_budgets",
-                _ => "api_key",
+            .map(|(own, _)| {
+                let mut parts = super::provision::PARTS.into_iter();
+                parts.find(|part| **part == *own.0).unwrap_or("api_key")
             })
     }
 }

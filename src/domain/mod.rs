@@ -4,23 +4,30 @@
 //!
 //! Read in this order: [`scope`] and [`amount`] (what is counted where),
 //! [`budget`] and [`reservation`] (what is kept), [`request`] (what is asked),
-//! [`state`] (one tenant, and the commands that it takes), [`decide`] (the
-//! ladder), [`settle`] and [`fund`] (what comes after), [`provision`] (the
+//! [`catalogue`], [`narrowing`] and [`policy`] (what an action is, and what beside
+//! budgets decides on it), [`state`] (one tenant, and the commands that it takes),
+//! [`decide`] (the ladder), [`settle`] and [`fund`] (what comes after), [`provision`] (the
 //! operator's document), [`ledger`] (what is written down) and [`verify`].
 
+pub mod activity;
 pub mod amount;
 pub mod answer;
 pub mod budget;
+pub mod caps;
+pub mod catalogue;
 pub mod decide;
 pub mod fund;
 pub mod id;
 pub mod key;
 pub mod ledger;
+pub mod narrowing;
 pub mod period;
 pub mod permission;
+pub mod policy;
 pub mod provision;
 pub mod query;
 pub mod refusal;
+pub mod replay;
 pub mod request;
 pub mod reservation;
 pub mod scope;

@@ -1,18 +1,22 @@
-//! The operator's document: tenants and budgets as they shall be, and the plan
-//! that brings them there.
+//! The operator's document: tenants, budgets, tools, policies and freezes as they shall
+//! be, and the plan that brings them there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use super::amount::{Amount, Unit};
-use super::budget::{Budget, BudgetState, Limit, Terms};
+use super::budget::{Budget, BudgetState, Limit, Terms, named};
+use super::catalogue::{Catalogue, Pattern, Resolved, Tier, Tool, UnknownAction};
 use super::id::{BudgetNo, Sequence, TenantId};
-use super::ledger::{Change, ChangeKind, ProvisionedBudget};
+use super::ledger::{Change, ChangeKind, ProvisionedBudget, Versioned};
+use super::narrowing::{self, Threshold};
 use super::period::{Calendar, Period};
+use super::policy::{self, PolicyDocument};
 use super::refusal::Refusal;
-use super::request::Digest;
+use super::request::{Action, Digest};
 use super::scope::Scope;
-use super::tenant::{Settings, Tenant, TenantState, UnprovisionedRule};
+use super::tenant::{FREEZES_MAX, Freeze, Settings, Tenant, TenantState, UnprovisionedRule};
 use super::time::Timestamp;
 
 /// A tenant as it shall be.
@@ -22,6 +26,19 @@ pub struct TenantSpec {
     pub id: TenantId,
     /// What shall be set for it.
     pub settings: Settings,
+}
+
+named! {
+    /// What a document is about.
+    #[derive(PartialOrd, Ord)]
+    DocumentKind {
+        /// Tools.
+        Catalogue = "CATALOGUE",
+        /// Rules.
+        Policy = "POLICY",
+        /// Scopes that are stopped.
+        Freezes = "FREEZES",
+    }
 }
 
 /// What identifies a budget.
@@ -50,7 +67,30 @@ pub struct BudgetSpec {
     pub calendar: Calendar,
     /// What it shall allow.
     pub terms: Terms,
+    /// What it shall leave the more of it is used.
+    pub thresholds: Arc<[Threshold]>,
 }
+
+/// A scope that shall be stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FreezeSpec {
+    /// Which.
+    pub scope: Scope,
+    /// Why.
+    pub reason: Box<str>,
+}
+
+/// The parts of a document, as fields of its message.
+pub const PARTS: [&str; 8] = [
+    "tenants",
+    "budgets",
+    "absent_budgets",
+    "tools",
+    "absent_tools",
+    "policies",
+    "freezes",
+    "absent_freezes",
+];
 
 /// A document. Applied whole or not at all.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +101,16 @@ pub struct Document {
     pub budgets: Vec<BudgetSpec>,
     /// To be absent.
     pub absent_budgets: Vec<BudgetKey>,
+    /// To be listed in a tenant's catalogue.
+    pub tools: Vec<(TenantId, Tool)>,
+    /// Not to be listed.
+    pub absent_tools: Vec<(TenantId, Pattern)>,
+    /// To be in force; that of [`TenantId::system`] for all tenants. Checked.
+    pub policies: Vec<(TenantId, Arc<PolicyDocument>)>,
+    /// To be stopped.
+    pub freezes: Vec<FreezeSpec>,
+    /// Not to be stopped.
+    pub absent_freezes: Vec<Scope>,
     /// SHA-256 of the document's parts, by field: what a retry must repeat.
     pub digests: Vec<(Box<str>, Digest)>,
 }
@@ -71,26 +121,59 @@ impl Document {
         let named = self.tenants.iter().map(|spec| Ok(spec.id.clone()));
         let present = self.budgets.iter().map(|spec| spec.key.scope.tenant());
         let absent = self.absent_budgets.iter().map(|key| key.scope.tenant());
-        named.chain(present).chain(absent).collect()
+        let freezes = self.freezes.iter().map(|spec| spec.scope.tenant());
+        let lifted = self.absent_freezes.iter().map(Scope::tenant);
+        let tools = self.tools.iter().map(|(tenant, _)| Ok(tenant.clone()));
+        let unlisted = self
+            .absent_tools
+            .iter()
+            .map(|(tenant, _)| Ok(tenant.clone()));
+        let policies = self.policies.iter().map(|(tenant, _)| Ok(tenant.clone()));
+        named
+            .chain(present)
+            .chain(absent)
+            .chain(freezes)
+            .chain(lifted)
+            .chain(tools)
+            .chain(unlisted)
+            .chain(policies)
+            .collect()
+    }
+
+    /// Whether it changes what holds for all tenants.
+    pub fn is_for_all_tenants(&self) -> bool {
+        self.policies.iter().any(|(tenant, _)| tenant.is_system())
     }
 }
 
 /// One tenant as it stands before a plan.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Current {
     /// Nothing where it does not exist.
     pub tenant: Option<Tenant>,
     /// Every budget it ever had.
     pub budgets: Vec<Budget>,
+    /// Its catalogue.
+    pub tools: Versioned<Vec<Tool>>,
+    /// Its policy.
+    pub policy: Versioned<PolicyDocument>,
+    /// Its scopes that are stopped.
+    pub freezes: Versioned<Vec<Freeze>>,
 }
 
 /// What a plan does to one tenant.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TenantPlan {
     /// The tenant as it shall be stored; nothing where it does not change.
     pub tenant: Option<Tenant>,
     /// Budgets to be stored.
     pub budgets: Vec<Budget>,
+    /// The catalogue to be stored.
+    pub tools: Option<Versioned<Vec<Tool>>>,
+    /// The policy to be stored.
+    pub policy: Option<Versioned<PolicyDocument>>,
+    /// Freezes to be stored.
+    pub freezes: Option<Versioned<Vec<Freeze>>>,
     /// What became of what the document says of this tenant.
     pub changes: Vec<Change>,
 }
@@ -98,7 +181,11 @@ pub struct TenantPlan {
 impl TenantPlan {
     /// Whether anything is to be stored.
     pub fn is_empty(&self) -> bool {
-        self.tenant.is_none() && self.budgets.is_empty()
+        self.tenant.is_none()
+            && self.budgets.is_empty()
+            && self.tools.is_none()
+            && self.policy.is_none()
+            && self.freezes.is_none()
     }
 
     /// Budgets as the ledger records them.
@@ -165,6 +252,9 @@ impl Plan {
             plan.of(&tenant).budgets.extend(budget);
             plan.note(&tenant, change);
         }
+        plan.plan_tools(document, current)?;
+        plan.plan_policies(document, current)?;
+        plan.plan_freezes(document, current, now)?;
         match plan.changes.iter().find(|change| change.loosens) {
             Some(change) if !may_loosen => Err(Refusal::LooseningNotPermitted {
                 target: change.target.to_string(),
@@ -174,13 +264,7 @@ impl Plan {
     }
 
     fn of(&mut self, tenant: &TenantId) -> &mut TenantPlan {
-        self.tenants
-            .entry(tenant.clone())
-            .or_insert_with(|| TenantPlan {
-                tenant: None,
-                budgets: Vec::new(),
-                changes: Vec::new(),
-            })
+        self.tenants.entry(tenant.clone()).or_default()
     }
 
     fn note(&mut self, tenant: &TenantId, change: Change) {
@@ -206,6 +290,237 @@ impl Plan {
             _ => Ok(stands),
         }
     }
+}
+
+impl Plan {
+    fn plan_tools(
+        &mut self,
+        document: &Document,
+        current: &BTreeMap<TenantId, Current>,
+    ) -> Result<(), Refusal> {
+        let present = document
+            .tools
+            .iter()
+            .map(|(tenant, tool)| (tenant, &tool.name));
+        let absent = document
+            .absent_tools
+            .iter()
+            .map(|(tenant, name)| (tenant, name));
+        let mut named: BTreeMap<&TenantId, Vec<&Pattern>> = BTreeMap::new();
+        for (tenant, name) in present.chain(absent) {
+            named.entry(tenant).or_default().push(name);
+        }
+        for (tenant, names) in named {
+            let stands = self
+                .must_be_open(tenant, current)?
+                .cloned()
+                .unwrap_or_default();
+            let planned = self.of(tenant).tenant.clone().or(stands.tenant.clone());
+            let unknown =
+                |tenant: Option<&Tenant>| tenant.and_then(|t| t.settings.unknown_action.clone());
+            let mut tools = (*stands.tools.document).clone();
+            for (_, tool) in document.tools.iter().filter(|(of, _)| of == tenant) {
+                match tools.iter_mut().find(|other| other.name == tool.name) {
+                    Some(listed) => *listed = tool.clone(),
+                    None => tools.push(tool.clone()),
+                }
+            }
+            let gone = |tool: &Tool| {
+                let mut absent = document.absent_tools.iter();
+                absent.any(|(of, name)| of == tenant && *name == tool.name)
+            };
+            tools.retain(|tool| !gone(tool));
+            let before = Catalogue::new(&stands.tools.document, unknown(stands.tenant.as_ref()));
+            let after = Catalogue::new(&tools, unknown(planned.as_ref()));
+            for name in names {
+                let find = |tools: &[Tool]| tools.iter().find(|tool| tool.name == *name).cloned();
+                let (old, new) = (find(&stands.tools.document), find(&tools));
+                let change = tool_change(tenant, name, old.as_ref(), new.as_ref(), &before, &after);
+                self.note(tenant, change);
+            }
+            if tools != *stands.tools.document {
+                self.of(tenant).tools = Some(Versioned {
+                    version: stands.tools.version + 1,
+                    document: Arc::new(tools),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_policies(
+        &mut self,
+        document: &Document,
+        current: &BTreeMap<TenantId, Current>,
+    ) -> Result<(), Refusal> {
+        for (tenant, wanted) in &document.policies {
+            let stands = if tenant.is_system() {
+                current.get(tenant)
+            } else {
+                self.must_be_open(tenant, current)?
+            };
+            let before = stands
+                .map(|stands| stands.policy.clone())
+                .unwrap_or_default();
+            let target = if tenant.is_system() {
+                "policy for all tenants".to_owned()
+            } else {
+                format!("policy of tenant:{tenant}")
+            };
+            let kind = match (before.document.rules.is_empty(), wanted.rules.is_empty()) {
+                _ if before.document == *wanted => ChangeKind::Unchanged,
+                (true, _) => ChangeKind::Created,
+                (false, true) => ChangeKind::Removed,
+                (false, false) => ChangeKind::Changed,
+            };
+            let loosened = policy::loosens(&before.document, wanted);
+            let details = rule_changes(&before.document, wanted);
+            self.note(tenant, change(kind, target, details, loosened.is_some()));
+            if kind != ChangeKind::Unchanged {
+                self.of(tenant).policy = Some(Versioned {
+                    version: before.version + 1,
+                    document: wanted.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn plan_freezes(
+        &mut self,
+        document: &Document,
+        current: &BTreeMap<TenantId, Current>,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let present = document
+            .freezes
+            .iter()
+            .map(|spec| (&spec.scope, Some(spec)));
+        let absent = document.absent_freezes.iter().map(|scope| (scope, None));
+        for (scope, wanted) in present.chain(absent) {
+            let tenant = scope.tenant().map_err(|_| Refusal::TenantNotFound)?;
+            let stands = self.must_be_open(&tenant, current)?;
+            let stored = stands
+                .map(|stands| stands.freezes.clone())
+                .unwrap_or_default();
+            let planned = self.of(&tenant).freezes.clone();
+            let mut freezes = (*planned.as_ref().unwrap_or(&stored).document).clone();
+            let at = freezes.iter().position(|freeze| freeze.scope == *scope);
+            let target = format!("freeze of {scope}");
+            let kind = match (at, wanted) {
+                (None, None) => ChangeKind::Unchanged,
+                (Some(at), Some(wanted)) if freezes[at].reason == wanted.reason => {
+                    ChangeKind::Unchanged
+                }
+                (Some(at), Some(wanted)) => {
+                    freezes[at].reason = wanted.reason.clone();
+                    ChangeKind::Changed
+                }
+                (Some(at), None) => {
+                    freezes.remove(at);
+                    ChangeKind::Removed
+                }
+                (None, Some(wanted)) if freezes.len() < FREEZES_MAX => {
+                    freezes.push(Freeze {
+                        scope: scope.clone(),
+                        reason: wanted.reason.clone(),
+                        rule: None,
+                        since: now,
+                    });
+                    ChangeKind::Created
+                }
+                (None, Some(_)) => return Err(Refusal::TooManyFreezes),
+            };
+            let lifts = kind == ChangeKind::Removed;
+            self.note(&tenant, change(kind, target, Vec::new(), lifts));
+            if kind != ChangeKind::Unchanged {
+                self.of(&tenant).freezes = Some(Versioned {
+                    version: stored.version + 1,
+                    document: Arc::new(freezes),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What became of a tool. It loosens where the same name is taken for less afterwards.
+fn tool_change(
+    tenant: &TenantId,
+    name: &Pattern,
+    old: Option<&Tool>,
+    new: Option<&Tool>,
+    before: &Catalogue,
+    after: &Catalogue,
+) -> Change {
+    let target = format!("tool {name} of tenant:{tenant}");
+    let kind = match (old, new) {
+        (None, None) => ChangeKind::Unchanged,
+        (Some(old), Some(new)) if old == new => ChangeKind::Unchanged,
+        (Some(_), Some(_)) => ChangeKind::Changed,
+        (None, Some(_)) => ChangeKind::Created,
+        (Some(_), None) => ChangeKind::Removed,
+    };
+    let sample = Action {
+        name: name.as_str().into(),
+        kind: None,
+        arguments_sha256: None,
+    };
+    let taken = (before.resolve(&sample), after.resolve(&sample));
+    let loosens = kind != ChangeKind::Unchanged
+        && matches!(&taken, (Some(before), Some(after)) if is_less(before, after));
+    let mut differences = Differences(Vec::new());
+    if let (Some(old), Some(new)) = (old, new) {
+        differences.note("level", old.level, new.level);
+        differences.note("tier", old.tier, new.tier);
+        let text = |text: &Option<Box<str>>| text.clone().unwrap_or_default();
+        differences.note("kind", text(&old.kind), text(&new.kind));
+        let set = |tool: &Tool| {
+            let toolset = tool.toolset.as_ref();
+            toolset.map_or("", super::id::Name::canonical).to_owned()
+        };
+        differences.note("toolset", set(old), set(new));
+        for unit in Unit::ALL {
+            let cost = |tool: &Tool| tool.costs.get(unit).unwrap_or_default();
+            differences.note(&format!("costs.{unit}"), cost(old), cost(new));
+        }
+    }
+    change(kind, target, differences.0, loosens)
+}
+
+/// Whether an action is taken for something that less stands in the way of.
+fn is_less(before: &Resolved, after: &Resolved) -> bool {
+    let cheaper = |unit: &Unit| {
+        let cost = |of: &Resolved| of.costs.get(*unit).unwrap_or_default();
+        cost(after) < cost(before)
+    };
+    // Listing what was unknown is approving it: that is what the catalogue is for.
+    let lower = after.level < before.level || after.tier < before.tier;
+    (lower && before.listed_as.is_some())
+        || Unit::ALL.iter().any(cheaper)
+        || before.toolset.is_some() && after.toolset != before.toolset
+        || before.kind.is_some() && after.kind != before.kind
+}
+
+/// Which rules a document changes.
+fn rule_changes(before: &PolicyDocument, after: &PolicyDocument) -> Vec<Box<str>> {
+    let mut details = Vec::new();
+    for new in &after.rules {
+        match before.rules.iter().find(|old| old.id == new.id) {
+            None => details.push(format!("rule {}: added", new.id)),
+            Some(old) if old == new => {}
+            Some(old) if old.mode != new.mode => {
+                details.push(format!("rule {}: {} -> {}", new.id, old.mode, new.mode));
+            }
+            Some(_) => details.push(format!("rule {}: changed", new.id)),
+        }
+    }
+    for old in &before.rules {
+        if !after.rules.iter().any(|new| new.id == old.id) {
+            details.push(format!("rule {}: removed", old.id));
+        }
+    }
+    details.into_iter().map(String::into_boxed_str).collect()
 }
 
 fn is_new(budget: &Budget, known: usize) -> bool {
@@ -276,7 +591,26 @@ fn plan_tenant(
         old.default_overage_policy,
         new.default_overage_policy,
     );
+    let shown = |action: &Option<UnknownAction>| match action {
+        None => "default".to_owned(),
+        Some(UnknownAction::Deny) => "DENY".to_owned(),
+        Some(UnknownAction::As { level, tier, .. }) => format!("{level} tier {tier}"),
+    };
+    differences.note(
+        "unknown_action",
+        shown(&old.unknown_action),
+        shown(&new.unknown_action),
+    );
+    differences.note(
+        "activity_window",
+        format!("{}s", old.activity_window.get().as_secs()),
+        format!("{}s", new.activity_window.get().as_secs()),
+    );
+    if old.keep_arguments != new.keep_arguments {
+        differences.0.push("keep_arguments: changed".into());
+    }
     let unsuspends = old.state == TenantState::Suspended && new.state == TenantState::Active;
+    let takes = takes_unknown_for_less(old.unknown_action.as_ref(), new.unknown_action.as_ref());
     let laxer = old.unprovisioned_rule == UnprovisionedRule::RequireToolsetBudget
         && new.unprovisioned_rule == UnprovisionedRule::RequireAnyBudget;
     let tenant = Tenant {
@@ -287,9 +621,26 @@ fn plan_tenant(
         ChangeKind::Changed,
         target,
         differences.0,
-        unsuspends || laxer,
+        unsuspends || laxer || takes,
     );
     Ok((Some(tenant), change))
+}
+
+/// Whether unknown actions get further than before. What is not said counts as denied, as
+/// it is once a tool is listed.
+fn takes_unknown_for_less(old: Option<&UnknownAction>, new: Option<&UnknownAction>) -> bool {
+    let taken = |unknown: Option<&UnknownAction>| match unknown {
+        None | Some(UnknownAction::Deny) => None,
+        Some(UnknownAction::As { level, tier, costs }) => Some((*level, *tier, *costs)),
+    };
+    match (taken(old), taken(new)) {
+        (_, None) => false,
+        (None, Some((_, tier, costs))) => tier < Tier::HIGHEST || old.is_some() || costs.is_empty(),
+        (Some(old), Some(new)) => {
+            let cost = |of: &Amount, unit| new.2.get(unit).unwrap_or_default() < *of;
+            new.0 < old.0 || new.1 < old.1 || old.2.iter().any(|(unit, of)| cost(&of, unit))
+        }
+    }
 }
 
 /// How a limit is shown.
@@ -325,6 +676,7 @@ fn plan_budget(
             unit: spec.key.unit,
             calendar: spec.calendar.clone(),
             terms: spec.terms,
+            thresholds: spec.thresholds.clone(),
             present: true,
             limit_seq: seq,
             created_at: now,
@@ -333,7 +685,8 @@ fn plan_budget(
         return (Some(budget), change);
     };
     let (old, new) = (&before.terms, &spec.terms);
-    if before.present && old == new && before.calendar == spec.calendar {
+    let same_thresholds = before.thresholds == spec.thresholds;
+    if before.present && old == new && same_thresholds && before.calendar == spec.calendar {
         return (
             None,
             change(ChangeKind::Unchanged, target, Vec::new(), false),
@@ -346,11 +699,16 @@ fn plan_budget(
     differences.note("overdraft_limit", old.overdraft_limit, new.overdraft_limit);
     differences.note("carry_over", old.carry_over, new.carry_over);
     differences.note("state", old.state, new.state);
+    if !same_thresholds {
+        differences.0.push("thresholds: changed".into());
+    }
+    let widens = narrowing::loosens(&before.thresholds, &spec.thresholds);
     let relimited = old.limit != new.limit || old.overdraft_limit != new.overdraft_limit;
     let unfreezes = old.state != BudgetState::Active && new.state == BudgetState::Active;
     let budget = Budget {
         calendar: spec.calendar.clone(),
         terms: *new,
+        thresholds: spec.thresholds.clone(),
         present: true,
         limit_seq: if relimited { seq } else { before.limit_seq },
         ..before.clone()
@@ -360,7 +718,8 @@ fn plan_budget(
     } else {
         ChangeKind::Created
     };
-    (Some(budget), change(kind, target, differences.0, unfreezes))
+    let loosens = unfreezes || (before.present && widens);
+    (Some(budget), change(kind, target, differences.0, loosens))
 }
 
 fn plan_absence(key: &BudgetKey, before: Option<&Budget>) -> (Option<Budget>, Change) {
@@ -371,8 +730,8 @@ fn plan_absence(key: &BudgetKey, before: Option<&Budget>) -> (Option<Budget>, Ch
             change(ChangeKind::Unchanged, target, Vec::new(), false),
         );
     };
-    // Taking a stopped budget away would let through what it stopped.
-    let lifts = before.terms.state != BudgetState::Active;
+    // Taking a stopped or narrowed budget away would let through what it stopped.
+    let lifts = before.terms.state != BudgetState::Active || !before.thresholds.is_empty();
     let budget = Budget {
         present: false,
         ..before.clone()

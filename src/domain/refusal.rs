@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::{Amount, Unit};
 use super::budget::named;
+use super::catalogue::Tier;
 use super::id::{Malformed, ReservationId};
+use super::narrowing::{BasisPoints, Highest};
 use super::period::Period;
 use super::scope::Scope;
 use super::time::Timestamp;
@@ -25,6 +27,10 @@ named! {
         TenantSuspended = "TENANT_SUSPENDED",
         /// The tenant is over for good.
         TenantClosed = "TENANT_CLOSED",
+        /// The agent, or a scope around it, is stopped.
+        ScopeFrozen = "SCOPE_FROZEN",
+        /// The catalogue does not list the action.
+        UnknownAction = "UNKNOWN_ACTION",
         /// Nobody gave this action a budget.
         BudgetNotProvisioned = "BUDGET_NOT_PROVISIONED",
         /// An operator stopped a budget.
@@ -35,8 +41,16 @@ named! {
         OverdraftLimitExceeded = "OVERDRAFT_LIMIT_EXCEEDED",
         /// Debt on a budget that allows none.
         DebtOutstanding = "DEBT_OUTSTANDING",
+        /// A rule denies it.
+        PolicyDenied = "POLICY_DENIED",
+        /// A rule that could deny it can't be evaluated.
+        PolicyError = "POLICY_ERROR",
+        /// So much of a budget is used that it leaves only lower tiers.
+        CapabilityNarrowed = "CAPABILITY_NARROWED",
         /// Not enough remains.
         BudgetExceeded = "BUDGET_EXCEEDED",
+        /// A rule wants a person to approve it.
+        ApprovalRequired = "APPROVAL_REQUIRED",
     }
 }
 
@@ -49,6 +63,32 @@ pub struct Shortage {
     pub remaining: i64,
     /// How much of what is missing is only held by open reservations.
     pub held_by_others: Amount,
+}
+
+/// The rule that a reason comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleRef {
+    /// Its id.
+    pub id: Box<str>,
+    /// It is one of those for all tenants.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all_tenants: bool,
+    /// What it tells callers.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub text: Box<str>,
+}
+
+/// How far a budget has narrowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Narrowed {
+    /// How much of it is used.
+    pub used: BasisPoints,
+    /// The threshold that was reached.
+    pub from: BasisPoints,
+    /// What it leaves.
+    pub highest: Highest,
+    /// The action's tier.
+    pub tier: Tier,
 }
 
 /// One reason for a denial.
@@ -65,6 +105,13 @@ pub struct Reason {
     /// For `BUDGET_EXCEEDED`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shortage: Option<Shortage>,
+    /// For `POLICY_DENIED`, `POLICY_ERROR`, `APPROVAL_REQUIRED`, and `SCOPE_FROZEN` where a
+    /// rule froze it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleRef>,
+    /// For `CAPABILITY_NARROWED`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub narrowed: Option<Narrowed>,
 }
 
 impl Reason {
@@ -75,6 +122,66 @@ impl Reason {
             scope: None,
             unit: None,
             shortage: None,
+            rule: None,
+            narrowed: None,
+        }
+    }
+
+    /// A reason that a rule gives.
+    pub fn of_rule(code: ReasonCode, rule: RuleRef) -> Self {
+        Self {
+            rule: Some(rule),
+            ..Self::of_tenant(code)
+        }
+    }
+
+    /// What would have been needed to pass, in one sentence for a person.
+    pub fn remedy(&self) -> String {
+        let scope = self.scope.as_deref().unwrap_or("the subject");
+        let unit = self.unit.map_or("", Unit::as_str);
+        let rule = self.rule.as_ref().map_or("", |rule| &*rule.id);
+        match self.code {
+            ReasonCode::TenantSuspended => "an operator has to set the tenant ACTIVE".into(),
+            ReasonCode::TenantClosed => "nothing: a closed tenant stays closed".into(),
+            ReasonCode::ScopeFrozen => format!("an operator has to lift the freeze of {scope}"),
+            ReasonCode::UnknownAction => {
+                "an operator has to list the action in the catalogue".into()
+            }
+            ReasonCode::BudgetNotProvisioned => {
+                format!("an operator has to provision a {unit} budget that applies to {scope}")
+            }
+            ReasonCode::BudgetFrozen => {
+                format!("an operator has to unfreeze the {unit} budget of {scope}")
+            }
+            ReasonCode::BudgetClosed => {
+                format!("an operator has to reopen the {unit} budget of {scope}")
+            }
+            ReasonCode::OverdraftLimitExceeded | ReasonCode::DebtOutstanding => {
+                format!("an operator has to fund the {unit} budget of {scope}")
+            }
+            ReasonCode::PolicyDenied => format!("the condition of rule {rule:?} must not hold"),
+            ReasonCode::PolicyError => {
+                format!("the arguments must be such that rule {rule:?} can be evaluated")
+            }
+            ReasonCode::ApprovalRequired => "a person has to approve it".into(),
+            ReasonCode::CapabilityNarrowed => match self.narrowed {
+                Some(narrowed) => format!(
+                    "less than {} of the {unit} budget of {scope} may be used, or the action's tier be {}",
+                    narrowed.from,
+                    narrowed
+                        .highest
+                        .tier()
+                        .map_or("none".into(), |tier| format!("{tier} at the most"))
+                ),
+                None => format!("more of the {unit} budget of {scope} must be left"),
+            },
+            ReasonCode::BudgetExceeded => match self.shortage {
+                Some(short) => format!(
+                    "{} more {unit} in {scope}",
+                    i128::from(short.asked.get()) - i128::from(short.remaining)
+                ),
+                None => format!("more {unit} in {scope}"),
+            },
         }
     }
 }
@@ -87,6 +194,40 @@ impl fmt::Display for Reason {
         match self.code {
             ReasonCode::TenantSuspended => f.write_str("the tenant is suspended"),
             ReasonCode::TenantClosed => f.write_str("the tenant is closed"),
+            ReasonCode::ScopeFrozen => match &self.rule {
+                Some(rule) => write!(f, "{scope} is frozen: {}", rule.text),
+                None => write!(f, "{scope} is frozen"),
+            },
+            ReasonCode::UnknownAction => f.write_str("the catalogue does not list this action"),
+            ReasonCode::PolicyDenied | ReasonCode::PolicyError | ReasonCode::ApprovalRequired => {
+                let (id, text) = self
+                    .rule
+                    .as_ref()
+                    .map_or(("", ""), |rule| (&rule.id, &rule.text));
+                match self.code {
+                    ReasonCode::PolicyDenied => write!(f, "rule {id:?} denies it")?,
+                    ReasonCode::PolicyError => write!(f, "rule {id:?} can't be evaluated")?,
+                    _ => write!(f, "rule {id:?} wants an approval")?,
+                }
+                if text.is_empty() {
+                    return Ok(());
+                }
+                write!(f, ": {text}")
+            }
+            ReasonCode::CapabilityNarrowed => match self.narrowed {
+                Some(narrowed) => write!(
+                    f,
+                    "{} of the {unit} budget of {scope} is used: it leaves {}, and the action has tier {}",
+                    narrowed.used, narrowed.highest, narrowed.tier
+                ),
+                None => write!(f, "the {unit} budget of {scope} has narrowed"),
+            },
+            ReasonCode::BudgetNotProvisioned if self.unit.is_some() => {
+                write!(
+                    f,
+                    "no {unit} budget is provisioned for {scope}, which the action costs"
+                )
+            }
             ReasonCode::BudgetNotProvisioned => {
                 write!(f, "no budget is provisioned for {scope}")
             }
@@ -236,6 +377,9 @@ pub enum Refusal {
         /// What remains.
         remaining: i64,
     },
+    /// More scopes than can be kept.
+    #[error("a tenant can have at most {} freezes", super::tenant::FREEZES_MAX)]
+    TooManyFreezes,
     /// A credit that expires at once.
     #[error("expire_time must be in the future")]
     CreditExpired,

@@ -97,6 +97,40 @@ pub struct Action {
     pub arguments_sha256: Option<Digest>,
 }
 
+/// The arguments of an action, for policy to read. They are not recorded unless the
+/// tenant keeps them: their hash is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arguments {
+    /// As they were given; a map.
+    pub value: serde_json::Value,
+    /// Their length in canonical form.
+    pub bytes: usize,
+    /// The most elements that one list or map of them has.
+    pub widest: usize,
+}
+
+impl Arguments {
+    /// Takes arguments that were bounded where they came in.
+    pub fn of(value: serde_json::Value) -> Self {
+        fn widest(value: &serde_json::Value) -> usize {
+            match value {
+                serde_json::Value::Array(values) => {
+                    values.iter().map(widest).fold(values.len(), usize::max)
+                }
+                serde_json::Value::Object(fields) => {
+                    fields.values().map(widest).fold(fields.len(), usize::max)
+                }
+                _ => 0,
+            }
+        }
+        Self {
+            bytes: value.to_string().len(),
+            widest: widest(&value),
+            value,
+        }
+    }
+}
+
 /// Circumstances that are recorded with a decision.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Context {
@@ -255,13 +289,10 @@ pub struct Ask {
     pub estimates: Amounts,
     /// Circumstances.
     pub context: Context,
-}
-
-impl Ask {
-    /// What is asked of the budgets: the caller's estimates, and one call.
-    pub fn amounts(&self) -> Amounts {
-        self.estimates.with(Unit::Calls, Amount::ONE)
-    }
+    /// What it would be called with.
+    pub arguments: Option<Arc<Arguments>>,
+    /// The caller wants to be told which rules matched.
+    pub explain: bool,
 }
 
 /// `Authority.Decide`

@@ -163,6 +163,21 @@ impl Subject {
         self.levels.toolset.as_ref().map(Name::canonical)
     }
 
+    /// The same subject with another toolset.
+    pub fn in_toolset(&self, toolset: &Name) -> Self {
+        let mut subject = self.clone();
+        subject.levels.toolset = Some(toolset.clone());
+        subject
+    }
+
+    /// The levels down to the agent, as a scope: who acts, whatever it does.
+    pub fn agent_scope(&self) -> String {
+        let levels = Level::ALL
+            .into_iter()
+            .filter(|level| *level != Level::Toolset);
+        self.text_of(levels.map(Coordinate::Level))
+    }
+
     /// The canonical value at a coordinate.
     fn value(&self, coordinate: &Coordinate) -> Option<&str> {
         let name = match coordinate {
@@ -181,8 +196,12 @@ impl Subject {
     pub fn scope_text(&self) -> String {
         let levels = Level::ALL.into_iter().map(Coordinate::Level);
         let dimensions = self.dimensions.keys().cloned().map(Coordinate::Dimension);
+        self.text_of(levels.chain(dimensions))
+    }
+
+    fn text_of(&self, coordinates: impl Iterator<Item = Coordinate>) -> String {
         let mut text = String::new();
-        for coordinate in levels.chain(dimensions) {
+        for coordinate in coordinates {
             if let Some(value) = self.value(&coordinate) {
                 push_part(&mut text, coordinate.as_str(), value);
             }
@@ -457,6 +476,19 @@ impl Shape {
             push_part(text, coordinate.as_str(), value);
         }
         true
+    }
+}
+
+impl Serialize for ScopeFilter {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ScopeFilter {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
     }
 }
 

@@ -343,8 +343,8 @@ impl TenantState {
         let mut verdict = Verdict::Allow;
         if !request.additional.is_empty() {
             let (decided, lines, held) =
-                self.decide_more(&reservation.subject, &request.additional, lapses_at, now)?;
-            if decided != Verdict::Allow {
+                self.decide_more(&reservation, &request.additional, lapses_at, now)?;
+            if !decided.permits() {
                 self.must_know(Some(key))?;
                 body = said(body, &decided);
                 body.movements = self.looked_at(&lines);
@@ -416,7 +416,10 @@ impl TenantState {
             .or(expired.as_ref().map(|r| r.overage_policy))
             .unwrap_or(self.config.tenant.settings.default_overage_policy);
         let (lines, mut accounts) = match (&request.of, &expired) {
-            (RecordOf::Action(of), _) => self.accounts_of(&of.0, &amounts, now)?,
+            (RecordOf::Action(of), _) => {
+                let subject = self.config.placed(&of.0, &of.1);
+                self.accounts_of(&subject, &amounts, now)?
+            }
             (RecordOf::Expired(_), Some(reservation)) => {
                 // What the sweeper has not given back yet must not stand in the
                 // way of charging it.

@@ -9,14 +9,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::activity::{Activity, ActivityKey};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
 use super::budget::{Balance, Budget};
 use super::id::{BalanceNo, BudgetNo, KeyHash, ReservationId, Sequence};
-use super::ledger::{Body, Decision, Entry, EntryKind, Movement, Tip};
-use super::refusal::{Denial, Refusal};
-use super::request::{Command, Origin, RecordOf};
+use super::ledger::{Body, Entry, EntryKind, Movement, Tip, Versioned};
+use super::refusal::Refusal;
+use super::request::{Action, Command, Origin, RecordOf};
 use super::reservation::Reservation;
-use super::tenant::TenantConfig;
+use super::scope::Subject;
+use super::tenant::{Freeze, TenantConfig};
 use super::time::Timestamp;
 
 /// What is known about a budget's account for one scope.
@@ -65,6 +67,8 @@ pub struct Needs {
     pub balances: BTreeSet<BalanceNo>,
     /// The last balances of accounts.
     pub accounts: BTreeSet<Account>,
+    /// What agents did of late.
+    pub activity: BTreeSet<ActivityKey>,
 }
 
 impl Needs {
@@ -99,6 +103,10 @@ pub struct Changes {
     pub reservations: Vec<Reservation>,
     /// Keys of requests other than Reserve, whose key is its reservation's id.
     pub keys: Vec<(KeyHash, Sequence)>,
+    /// To insert or update.
+    pub activity: Vec<(ActivityKey, Activity)>,
+    /// To store in place of those before, where a rule froze an agent.
+    pub freezes: Option<Versioned<Vec<Freeze>>>,
 }
 
 /// One tenant as a decision sees it.
@@ -118,7 +126,11 @@ pub struct TenantState {
     pins: HashMap<KeyHash, Option<Pin>>,
     /// Keys whose entries are there too.
     pinned_bodies: Vec<KeyHash>,
+    activity: HashMap<ActivityKey, Activity>,
+    /// Scopes that are stopped, with those of this fold.
+    pub(super) freezes: Versioned<Vec<Freeze>>,
     changes: Changes,
+    dirty_activity: BTreeSet<ActivityKey>,
     dirty_balances: BTreeSet<BalanceNo>,
     dirty_reservations: BTreeSet<ReservationId>,
 }
@@ -126,10 +138,14 @@ pub struct TenantState {
 impl TenantState {
     /// A state of which nothing but the head is known.
     pub fn new(config: Arc<TenantConfig>, tip: Tip, next_balance: BalanceNo) -> Self {
+        let freezes = config.rules.freezes.clone();
         Self {
             config,
             tip,
             next_balance,
+            activity: HashMap::new(),
+            freezes,
+            dirty_activity: BTreeSet::new(),
             balances: HashMap::new(),
             accounts: HashMap::new(),
             reservations: HashMap::new(),
@@ -158,7 +174,7 @@ impl TenantState {
                     look_up |= !reservation.is_active();
                     self.need_balances(reservation.holds().map(|hold| hold.0), needs);
                     if let Command::Extend(_) = command {
-                        self.need_accounts(&reservation.subject, needs);
+                        self.need_accounts(&reservation.subject, &reservation.action, needs);
                     }
                 }
                 Some(None) => {}
@@ -182,11 +198,15 @@ impl TenantState {
             }
         }
         match command {
-            Command::Decide(request) => self.need_accounts(&request.ask.subject, needs),
-            Command::Reserve(request) => self.need_accounts(&request.ask.subject, needs),
+            Command::Decide(request) => {
+                self.need_accounts(&request.ask.subject, &request.ask.action, needs);
+            }
+            Command::Reserve(request) => {
+                self.need_accounts(&request.ask.subject, &request.ask.action, needs);
+            }
             Command::Record(request) => {
                 if let RecordOf::Action(of) = &request.of {
-                    self.need_accounts(&of.0, needs);
+                    self.need_accounts(&of.0, &of.1, needs);
                 }
             }
             Command::Fund(request) => {
@@ -208,9 +228,16 @@ impl TenantState {
             .extend(numbers.filter(|no| !self.balances.contains_key(no)));
     }
 
-    fn need_accounts(&self, subject: &super::scope::Subject, needs: &mut Needs) {
-        for (budget, scope) in self.config.applicable(subject) {
+    fn need_accounts(&self, subject: &Subject, action: &Action, needs: &mut Needs) {
+        let subject = self.config.placed(subject, action);
+        for (budget, scope) in self.config.applicable(&subject) {
             self.need_account((budget.no, scope), needs);
+        }
+        if self.config.reads_activity() {
+            let key = ActivityKey::of(&subject, &action.name);
+            if !self.activity.contains_key(&key) {
+                needs.activity.insert(key);
+            }
         }
     }
 
@@ -233,7 +260,12 @@ impl TenantState {
         bodies: impl IntoIterator<Item = (KeyHash, Body)>,
         reservations: impl IntoIterator<Item = Reservation>,
         balances: impl IntoIterator<Item = Balance>,
+        activity: impl IntoIterator<Item = (ActivityKey, Activity)>,
     ) {
+        for key in &needs.activity {
+            self.activity.insert(*key, Activity::default());
+        }
+        self.activity.extend(activity);
         for key in &needs.keys {
             self.pins.insert(*key, None);
         }
@@ -310,6 +342,11 @@ impl TenantState {
             .into_iter()
             .filter_map(|no| self.balances.get(&no).cloned())
             .collect();
+        let activity = std::mem::take(&mut self.dirty_activity);
+        changes.activity = activity
+            .into_iter()
+            .filter_map(|key| Some((key, self.activity.get(&key)?.clone())))
+            .collect();
         let reservations = std::mem::take(&mut self.dirty_reservations);
         changes.reservations = reservations
             .into_iter()
@@ -335,6 +372,9 @@ impl TenantState {
         if self.pins.len() > most {
             self.pins.clear();
         }
+        if self.activity.len() > most {
+            self.activity.clear();
+        }
         if self.balances.len() > most {
             self.balances.clear();
             self.accounts.clear();
@@ -348,6 +388,28 @@ impl TenantState {
     pub(super) fn last_balance(&self, account: &Account) -> Option<&Balance> {
         let no = (*self.accounts.get(account)?)?;
         self.balances.get(&no)
+    }
+
+    pub(super) fn activity(&self, key: ActivityKey) -> Option<&Activity> {
+        self.activity.get(&key)
+    }
+
+    /// What an agent did of late, to be changed.
+    pub(super) fn activity_mut(&mut self, key: ActivityKey) -> &mut Activity {
+        self.dirty_activity.insert(key);
+        self.activity.entry(key).or_default()
+    }
+
+    /// Stops a scope, from the next command on.
+    pub(super) fn freeze(&mut self, freeze: Freeze) -> Versioned<Vec<Freeze>> {
+        let mut all = (*self.freezes.document).clone();
+        all.push(freeze);
+        self.freezes = Versioned {
+            version: self.freezes.version + 1,
+            document: Arc::new(all),
+        };
+        self.changes.freezes = Some(self.freezes.clone());
+        self.freezes.clone()
     }
 
     pub(super) fn put_balance(&mut self, balance: Balance) {
@@ -434,13 +496,6 @@ impl TenantState {
 
     /// The answer that an entry recorded.
     fn answer_of(&self, body: &Body, now: Timestamp) -> Answer {
-        let verdict = match body.decision {
-            Some(Decision::Deny) => Verdict::Deny(Denial {
-                reasons: body.reasons.clone(),
-                retry_after: body.retry_after_us.map(std::time::Duration::from_micros),
-            }),
-            _ => Verdict::Allow,
-        };
         let lease = body
             .reservation
             .zip(body.expires_at)
@@ -458,7 +513,8 @@ impl TenantState {
             balances: self.views(&body.movements),
             seq: Some(body.seq),
             replayed: true,
-            ..Answer::new(verdict)
+            explanation: body.explanation.clone(),
+            ..Answer::new(Verdict::recorded(body))
         }
     }
 

@@ -1,15 +1,22 @@
 //! A tenant's configuration: what operators provisioned, ready to decide upon.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::amount::Unit;
 use super::budget::{Budget, named};
-use super::id::{BudgetNo, TenantId};
+use super::caps::Caps;
+use super::catalogue::{Catalogue, Resolved, Tool, UnknownAction};
+use super::id::{BudgetNo, Malformed, TenantId};
+use super::ledger::{Binding, KeptArguments, Versioned, Versions};
 use super::period::Period;
-use super::request::OveragePolicy;
+use super::policy::Policy;
+use super::refusal::RuleRef;
+use super::request::{Action, Arguments, OveragePolicy};
 use super::scope::{Scope, Shape, Subject};
 use super::time::Timestamp;
 
@@ -36,6 +43,111 @@ named! {
     }
 }
 
+/// How long what an agent did counts as of late: 1 min to 24 h, in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ActivityWindow(u32);
+
+impl ActivityWindow {
+    /// Takes 1 min to 24 h.
+    pub fn new(duration: Duration) -> Result<Self, Malformed> {
+        match u32::try_from(duration.as_secs()) {
+            Ok(seconds) if (60..=86_400).contains(&seconds) && duration.subsec_nanos() == 0 => {
+                Ok(Self(seconds))
+            }
+            _ => Err(Malformed::new("60s to 86400s (24 h), in whole seconds")),
+        }
+    }
+
+    /// As a duration.
+    pub fn get(self) -> Duration {
+        Duration::from_secs(self.0.into())
+    }
+
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Default for ActivityWindow {
+    /// Ten minutes.
+    fn default() -> Self {
+        Self(600)
+    }
+}
+
+/// What the ledger keeps of arguments, beside their hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepArguments {
+    /// Fields whose values are left out, at any depth, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden_fields: Vec<Box<str>>,
+    /// Longer ones are left out as a whole.
+    pub max_bytes: u32,
+}
+
+/// The longest arguments that can be kept.
+pub const KEPT_BYTES_MAX: u32 = 65_536;
+
+impl KeepArguments {
+    /// What is kept of some arguments.
+    pub fn keep(&self, arguments: &Arguments) -> KeptArguments {
+        let mut value = arguments.value.clone();
+        let hidden = hide(&mut value, &self.hidden_fields);
+        let most = usize::try_from(self.max_bytes).unwrap_or(usize::MAX);
+        let too_long = arguments.bytes > most;
+        if too_long {
+            value = serde_json::Value::Object(serde_json::Map::new());
+        }
+        KeptArguments {
+            value,
+            complete: !hidden && !too_long,
+        }
+    }
+}
+
+/// Replaces the values of some fields. Whether there were any.
+fn hide(value: &mut serde_json::Value, fields: &[Box<str>]) -> bool {
+    let mut hidden = false;
+    match value {
+        serde_json::Value::Object(map) => {
+            for (key, value) in map {
+                if fields.iter().any(|field| field.eq_ignore_ascii_case(key)) {
+                    *value = "[hidden]".into();
+                    hidden = true;
+                } else {
+                    hidden |= hide(value, fields);
+                }
+            }
+        }
+        serde_json::Value::Array(values) => {
+            for value in values {
+                hidden |= hide(value, fields);
+            }
+        }
+        _ => {}
+    }
+    hidden
+}
+
+/// A scope whose agents may not act until an operator lifts it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Freeze {
+    /// Which: applies like a budget's scope, without wildcards.
+    pub scope: Scope,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub reason: Box<str>,
+    /// The rule that froze it; nothing for an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleRef>,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// Most freezes of one tenant.
+pub const FREEZES_MAX: usize = 1_000;
+
 /// What is set for a tenant as a whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -47,6 +159,15 @@ pub struct Settings {
     pub unprovisioned_rule: UnprovisionedRule,
     /// For reservations that name none.
     pub default_overage_policy: OveragePolicy,
+    /// What an action is taken for that the catalogue does not list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unknown_action: Option<UnknownAction>,
+    /// How long what an agent did counts as of late.
+    #[serde(default, skip_serializing_if = "ActivityWindow::is_default")]
+    pub activity_window: ActivityWindow,
+    /// What the ledger keeps of arguments; nothing for their hash alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_arguments: Option<KeepArguments>,
 }
 
 impl Default for Settings {
@@ -56,6 +177,9 @@ impl Default for Settings {
             state: TenantState::Active,
             unprovisioned_rule: UnprovisionedRule::RequireToolsetBudget,
             default_overage_policy: OveragePolicy::AllowIfAvailable,
+            unknown_action: None,
+            activity_window: ActivityWindow::default(),
+            keep_arguments: None,
         }
     }
 }
@@ -69,6 +193,17 @@ pub struct Tenant {
     pub settings: Settings,
     /// When it was first provisioned.
     pub created_at: Timestamp,
+}
+
+/// What beside budgets decides on a tenant's actions.
+#[derive(Debug, Default)]
+pub struct Rules {
+    /// The tenant's tools.
+    pub tools: Versioned<Vec<Tool>>,
+    /// The policy for all tenants and the tenant's own, as far as there are such.
+    pub policies: Vec<Arc<Policy>>,
+    /// Scopes that are stopped.
+    pub freezes: Versioned<Vec<Freeze>>,
 }
 
 /// Budgets by the text of their scope.
@@ -85,6 +220,10 @@ pub struct TenantConfig {
     /// subject is matched by writing one text for each shape, however many
     /// budgets there are.
     by_shape: Vec<(Shape, ByScope)>,
+    /// What beside budgets decides.
+    pub rules: Rules,
+    /// The tools, indexed.
+    pub catalogue: Catalogue,
 }
 
 impl TenantConfig {
@@ -94,7 +233,10 @@ impl TenantConfig {
             tenant,
             by_no: HashMap::new(),
             by_shape: Vec::new(),
-        };
+            rules: Rules::default(),
+            catalogue: Catalogue::default(),
+        }
+        .with_rules(Rules::default());
         let mut shapes: HashMap<Shape, usize> = HashMap::new();
         for budget in budgets {
             let budget = Arc::new(budget);
@@ -123,6 +265,85 @@ impl TenantConfig {
             }
         }
         config
+    }
+
+    /// The same with what beside budgets decides.
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        let unknown = self.tenant.settings.unknown_action.clone();
+        self.catalogue = Catalogue::new(&rules.tools.document, unknown);
+        self.rules = rules;
+        self
+    }
+
+    /// What an action is; nothing where it is unknown and so denied.
+    pub fn resolve(&self, action: &Action) -> Option<Resolved> {
+        self.catalogue.resolve(action)
+    }
+
+    /// The subject as budgets see it: in the toolset that the catalogue gives the action,
+    /// whatever the caller says.
+    pub fn placed<'a>(&self, subject: &'a Subject, action: &Action) -> Cow<'a, Subject> {
+        let toolset = self
+            .catalogue
+            .tool(&action.name)
+            .and_then(|tool| tool.toolset.as_ref());
+        match toolset {
+            Some(toolset) if subject.toolset() != Some(toolset.canonical()) => {
+                Cow::Owned(subject.in_toolset(toolset))
+            }
+            _ => Cow::Borrowed(subject),
+        }
+    }
+
+    /// Adds to caps which tools a threshold leaves, as the catalogue has them.
+    pub fn tighten(&self, caps: &mut Caps, binding: &Binding) {
+        let Some(highest) = binding.highest.filter(|_| !self.catalogue.is_empty()) else {
+            return;
+        };
+        let lists = self.catalogue.lists(highest.tier());
+        caps.tighten(&Caps {
+            tool_allowlist: Some(lists.allowed.clone()),
+            tool_denylist: lists.denied.clone(),
+            ..Caps::default()
+        });
+    }
+
+    /// Whether some rule reads what agents did of late.
+    pub fn reads_activity(&self) -> bool {
+        self.rules
+            .policies
+            .iter()
+            .any(|policy| policy.reads_activity)
+    }
+
+    /// Whether some rule reads what is left of budgets.
+    pub fn reads_budgets(&self) -> bool {
+        self.rules
+            .policies
+            .iter()
+            .any(|policy| policy.reads_budgets)
+    }
+
+    /// Whether decisions go by more than budgets, and so have something to explain.
+    pub fn has_rules(&self) -> bool {
+        !self.rules.policies.is_empty()
+            || !self.catalogue.is_empty()
+            || self.tenant.settings.unknown_action.is_some()
+    }
+
+    /// The versions that decisions go by.
+    pub fn versions(&self) -> Versions {
+        let of = |all_tenants| {
+            let mut policies = self.rules.policies.iter();
+            policies
+                .find(|policy| policy.all_tenants == all_tenants)
+                .map_or(0, |policy| policy.version)
+        };
+        Versions {
+            catalogue: self.rules.tools.version,
+            policy: of(false),
+            all_tenants: of(true),
+        }
     }
 
     /// A budget by its number, present or absent.

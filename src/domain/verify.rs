@@ -7,9 +7,13 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
 use super::budget::Limit;
+use super::catalogue::Tool;
 use super::id::{BalanceNo, BudgetNo, Sequence, TenantId};
-use super::ledger::{After, Body, ChainHash, EntryKind, Movement, ProvisionedBudget, Tip};
-use super::tenant::Settings;
+use super::ledger::{
+    After, Body, ChainHash, EntryKind, Movement, ProvisionedBudget, Tip, Versioned,
+};
+use super::policy::PolicyDocument;
+use super::tenant::{Freeze, Settings};
 use super::time::Timestamp;
 
 /// An entry as it is stored.
@@ -86,6 +90,12 @@ pub struct Made {
     balances: BTreeMap<BalanceNo, Computed>,
     budgets: BTreeMap<BudgetNo, ProvisionedBudget>,
     settings: Option<Settings>,
+    #[serde(default)]
+    catalogue: Versioned<Vec<Tool>>,
+    #[serde(default)]
+    policy: Versioned<PolicyDocument>,
+    #[serde(default)]
+    freezes: Versioned<Vec<Freeze>>,
 }
 
 /// Reads a chain from its first entry on, or from a checkpoint.
@@ -169,6 +179,15 @@ impl Verifier {
     fn replay(&mut self, body: &Body) -> Result<(), String> {
         if let Some(settings) = &body.settings {
             self.made.settings = Some(settings.clone());
+        }
+        if let Some(catalogue) = &body.catalogue {
+            self.made.catalogue = catalogue.clone();
+        }
+        if let Some(policy) = &body.policy {
+            self.made.policy = policy.clone();
+        }
+        if let Some(freezes) = &body.freezes {
+            self.made.freezes = freezes.clone();
         }
         for budget in &body.budgets {
             self.made.budgets.insert(budget.no, budget.clone());
@@ -315,6 +334,28 @@ impl Verifier {
             Some(no) => Err(differs(format!(
                 "balance {no} is stored and was never opened"
             ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Compares tools, rules and freezes with those that are stored.
+    pub fn check_documents(
+        &self,
+        catalogue: &Versioned<Vec<Tool>>,
+        policy: &Versioned<PolicyDocument>,
+        freezes: &Versioned<Vec<Freeze>>,
+    ) -> Result<(), Problem> {
+        let made = &self.made;
+        let differing = [
+            (made.catalogue != *catalogue, "catalogue"),
+            (made.policy != *policy, "policy"),
+            (made.freezes != *freezes, "list of freezes"),
+        ];
+        match differing.into_iter().find(|(differs, _)| *differs) {
+            Some((_, what)) => Err(Problem {
+                seq: None,
+                text: format!("the {what} is not stored as it was provisioned"),
+            }),
             None => Ok(()),
         }
     }

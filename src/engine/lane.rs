@@ -439,7 +439,7 @@ impl Worker {
         if missing.is_empty() {
             return Ok(());
         }
-        let configs = hot::read_configs(conn, &missing).await?;
+        let configs = hot::read_configs(conn, &missing, self.store.compiled()).await?;
         for (tenant, config) in configs {
             if let Some(head) = heads.get(&tenant) {
                 let state = TenantState::new(config, head.tip, head.next_balance);
@@ -482,6 +482,7 @@ impl Worker {
                         loaded.bodies,
                         loaded.reservations,
                         loaded.balances,
+                        loaded.activity,
                     );
                 }
             }

@@ -12,6 +12,7 @@ mod keys;
 mod lane;
 mod provision;
 mod queue;
+mod replay;
 mod shedding;
 mod sweep;
 
@@ -28,13 +29,15 @@ use crate::domain::amount::Unit;
 use crate::domain::answer::{Answer, BalanceView};
 use crate::domain::budget::Budget;
 use crate::domain::id::{BalanceNo, BudgetNo, ReservationId, Sequence, TenantId};
+use crate::domain::ledger::Versioned;
 use crate::domain::period::Period;
+use crate::domain::policy::PolicyDocument;
 use crate::domain::query::{BalanceQuery, EntryQuery, ReservationQuery, StoredEntry};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::{Command, Origin};
 use crate::domain::reservation::Reservation;
 use crate::domain::scope::Scope;
-use crate::domain::tenant::Tenant;
+use crate::domain::tenant::{Tenant, TenantConfig};
 use crate::domain::time::Timestamp;
 use crate::domain::verify::Report;
 use crate::metrics::Metrics;
@@ -275,6 +278,20 @@ impl Engine {
     /// One tenant.
     pub async fn tenant(&self, tenant: &TenantId) -> Result<Option<Tenant>, EngineError> {
         Ok(self.0.store.tenant(tenant).await?)
+    }
+
+    /// A tenant with all that decides on its actions.
+    pub async fn config(&self, tenant: &TenantId) -> Result<Arc<TenantConfig>, EngineError> {
+        let found = self.0.store.config(tenant).await?;
+        Ok(found.ok_or(Refusal::TenantNotFound)?)
+    }
+
+    /// A tenant's policy, or, of the operators' chain, the one for all tenants.
+    pub async fn policy(
+        &self,
+        tenant: &TenantId,
+    ) -> Result<Versioned<PolicyDocument>, EngineError> {
+        Ok(self.0.store.policy(tenant).await?)
     }
 
     /// Tenants by name.

@@ -9,10 +9,11 @@ use sqlx::PgConnection;
 use super::{Call, Engine, EngineError, now};
 use crate::domain::id::{IdempotencyKey, KeyHash, Method, Sequence, TenantId};
 use crate::domain::ledger::{Body, Change, EntryKind, Request, Tip};
-use crate::domain::provision::{Document, Plan};
+use crate::domain::provision::{Document, DocumentKind, Plan};
 use crate::domain::refusal::Refusal;
 use crate::domain::state::{Changes, Needs};
 use crate::domain::time::Timestamp;
+use crate::store::documents::put_document;
 use crate::store::{Head, HeadWrite, StoreError, TenantWrite, hot, provisioning};
 
 /// What became of a document.
@@ -175,11 +176,14 @@ impl Run<'_> {
         let made: BTreeSet<TenantId> = self.document.tenants.iter().map(|t| t.id.clone()).collect();
         for tenant in &named {
             let exists = current.get(tenant).is_some_and(|c| c.tenant.is_some());
-            if !exists && !made.contains(tenant) {
+            if !exists && !tenant.is_system() && !made.contains(tenant) {
                 return Err(Refusal::TenantNotFound.into());
             }
         }
         provisioning::ensure_heads(self.conn, &tenants).await?;
+        if self.document.is_for_all_tenants() {
+            provisioning::lock_all_heads(self.conn).await?;
+        }
         let heads = hot::read_heads(self.conn, &tenants, true).await?;
         // Only now nobody else changes it.
         let current = provisioning::read_current(self.conn, &named).await?;
@@ -234,11 +238,23 @@ impl Run<'_> {
             body.changes = own.changes.clone();
             body.settings = own.tenant.as_ref().map(|t| t.settings.clone());
             body.budgets = own.provisioned();
+            body.catalogue = own.tools.clone();
+            body.policy = own.policy.clone();
+            body.freezes = own.freezes.clone();
             bodies.insert(tenant.clone(), body);
             if let Some(tenant) = &own.tenant {
                 provisioning::put_tenant(self.conn, tenant).await?;
             }
             provisioning::put_budgets(self.conn, tenant, &own.budgets).await?;
+            if let Some(tools) = &own.tools {
+                put_document(self.conn, tenant, DocumentKind::Catalogue, tools).await?;
+            }
+            if let Some(policy) = &own.policy {
+                put_document(self.conn, tenant, DocumentKind::Policy, policy).await?;
+            }
+            if let Some(freezes) = &own.freezes {
+                put_document(self.conn, tenant, DocumentKind::Freezes, freezes).await?;
+            }
             provisioning::bump_config(self.conn, tenant).await?;
         }
         // The entry that the key is pinned to holds the whole plan.
@@ -257,6 +273,14 @@ impl Run<'_> {
             };
             let pin = pin.filter(|_| tenant == *self.pinned_to);
             writes.push(one_entry(tenant, head, body, pin, self.now));
+        }
+        if plan
+            .tenants
+            .get(&TenantId::system())
+            .is_some_and(|own| own.policy.is_some())
+        {
+            let written: Vec<_> = writes.iter().map(|write| &write.tenant).collect();
+            provisioning::move_fences(self.conn, &written).await?;
         }
         hot::write(self.conn, &writes).await?;
         Ok(writes

@@ -228,6 +228,8 @@ mod tests {
             }),
             estimates: Amounts::NONE,
             context: Context::default(),
+            arguments: None,
+            explain: false,
         };
         Job {
             command: Command::Decide(Box::new(Decide { ask, record: None })),

@@ -22,6 +22,8 @@ const LOOK_BACK: [(u32, Duration); 2] = [
     (10, Duration::from_secs(15)),
     (600, Duration::from_secs(600)),
 ];
+/// How long what agents did is kept: longer than any tenant's window.
+const ACTIVITY_KEPT: Duration = Duration::from_secs(25 * 3_600);
 /// How long before the ledger's months end that is said.
 const MONTH_AHEAD: Duration = Duration::from_secs(60 * 86_400);
 /// Reservations read at once.
@@ -70,6 +72,11 @@ async fn sweep_since(
     sweep(engine, from, now).await?;
     if LOOK_BACK.iter().all(|(_, other)| back >= *other) {
         store.set_swept_until(now).await?;
+        let counts_no_more =
+            now.as_micros() - i64::try_from(ACTIVITY_KEPT.as_micros()).unwrap_or(0);
+        store
+            .forget_activity(Timestamp::from_micros(counts_no_more))
+            .await?;
         if !store.has_month(now.saturating_add(MONTH_AHEAD)).await? {
             tracing::warn!(
                 "the ledger's months end soon: run `remit migrate`, or restart a server that migrates"

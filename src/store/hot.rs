@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use sqlx::{Connection as _, PgConnection};
 
+use super::documents::{Compiled, read_documents};
 use super::rows::{self, column, scope_key, time};
 use super::{StoreError, sort, sort_write};
+use crate::domain::activity::{Activity, ActivityKey};
 use crate::domain::budget::Balance;
 use crate::domain::id::{BalanceNo, KeyHash, ReservationId, Sequence, TenantId};
 use crate::domain::ledger::{Body, ChainHash, Entry, Tip};
+use crate::domain::provision::DocumentKind;
 use crate::domain::reservation::{Reservation, Status};
 use crate::domain::state::{Changes, Needs};
 use crate::domain::tenant::TenantConfig;
@@ -64,6 +67,8 @@ pub struct Loaded {
     pub reservations: Vec<Reservation>,
     /// Balances.
     pub balances: Vec<Balance>,
+    /// What agents did of late.
+    pub activity: Vec<(ActivityKey, Activity)>,
 }
 
 fn names<'a>(tenants: impl IntoIterator<Item = &'a TenantId>) -> Vec<String> {
@@ -113,6 +118,7 @@ pub(crate) async fn read_heads(
 pub(crate) async fn read_configs(
     conn: &mut PgConnection,
     tenants: &BTreeSet<TenantId>,
+    compiled: &Compiled,
 ) -> Result<BTreeMap<TenantId, Arc<TenantConfig>>, StoreError> {
     let names = names(tenants);
     let tenant_rows =
@@ -124,9 +130,10 @@ pub(crate) async fn read_configs(
     let budget_rows =
         sqlx::query("/* read_budgets */ SELECT * FROM budgets WHERE tenant_id = ANY($1)")
             .bind(&names)
-            .fetch_all(conn)
+            .fetch_all(&mut *conn)
             .await
             .map_err(sort)?;
+    let documents = read_documents(conn, tenants).await?;
     let mut budgets: BTreeMap<String, Vec<_>> = BTreeMap::new();
     for row in budget_rows {
         let tenant: String = column(&row, "tenant_id")?;
@@ -136,7 +143,9 @@ pub(crate) async fn read_configs(
     for row in tenant_rows {
         let tenant = rows::tenant(&row)?;
         let own = budgets.remove(tenant.id.as_str()).unwrap_or_default();
-        configs.insert(tenant.id.clone(), Arc::new(TenantConfig::new(tenant, own)));
+        let rules = compiled.rules(&documents, &tenant.id)?;
+        let config = TenantConfig::new(tenant, own).with_rules(rules);
+        configs.insert(config.tenant.id.clone(), Arc::new(config));
     }
     Ok(configs)
 }
@@ -323,6 +332,29 @@ pub(crate) async fn read_needs(
             })?;
         }
     }
+
+    let activity = Pairs::of(needs, |n| &n.activity, |key| key.as_bytes().to_vec());
+    if !activity.is_empty() {
+        let rows = sqlx::query(
+            "/* read_activity */
+             SELECT a.tenant_id, a.activity_key, a.body
+             FROM unnest($1::text[], $2::bytea[]) AS u (tenant_id, activity_key)
+             JOIN activity a ON a.tenant_id = u.tenant_id AND a.activity_key = u.activity_key",
+        )
+        .bind(&activity.tenants)
+        .bind(&activity.values)
+        .fetch_all(&mut *conn)
+        .await
+        .map_err(sort)?;
+        for row in rows {
+            let key = ActivityKey::from_stored(column(&row, "activity_key")?)?;
+            let activity: Activity = serde_json::from_str(column(&row, "body")?)?;
+            into(&row, &mut |loaded| {
+                loaded.activity.push((key, activity.clone()));
+                Ok(())
+            })?;
+        }
+    }
     Ok(loaded)
 }
 
@@ -335,6 +367,8 @@ struct Columns<'a> {
     reservations: ReservationColumns<'a>,
     keys: KeyColumns<'a>,
     ledger: LedgerColumns<'a>,
+    activity: ActivityColumns<'a>,
+    documents: DocumentColumns<'a>,
 }
 
 #[derive(Default)]
@@ -403,6 +437,22 @@ struct LedgerColumns<'a> {
     hash: Vec<&'a [u8]>,
 }
 
+#[derive(Default)]
+struct ActivityColumns<'a> {
+    tenant: Vec<&'a str>,
+    key: Vec<&'a [u8]>,
+    last: Vec<i64>,
+    body: Vec<String>,
+}
+
+#[derive(Default)]
+struct DocumentColumns<'a> {
+    tenant: Vec<&'a str>,
+    kind: Vec<&'static str>,
+    version: Vec<i64>,
+    body: Vec<String>,
+}
+
 impl<'a> Columns<'a> {
     fn of(writes: &'a [TenantWrite]) -> Result<Self, StoreError> {
         let mut columns = Self::default();
@@ -422,6 +472,19 @@ impl<'a> Columns<'a> {
             }
             for entry in &write.changes.entries {
                 columns.ledger.push(tenant, entry);
+            }
+            for (key, activity) in &write.changes.activity {
+                columns.activity.tenant.push(tenant);
+                columns.activity.key.push(key.as_bytes());
+                columns.activity.last.push(activity.last.as_micros());
+                columns.activity.body.push(serde_json::to_string(activity)?);
+            }
+            if let Some(freezes) = &write.changes.freezes {
+                columns.documents.tenant.push(tenant);
+                columns.documents.kind.push(DocumentKind::Freezes.as_str());
+                columns.documents.version.push(freezes.version);
+                let body = serde_json::to_string(&freezes.document)?;
+                columns.documents.body.push(body);
             }
         }
         Ok(columns)
@@ -516,18 +579,12 @@ impl<'a> LedgerColumns<'a> {
     }
 }
 
-/// Writes a batch: every tenant's changes with its head, or nothing. `writes` is
-/// in the order of tenants.
-///
-/// A row that exists is changed only from the version before it: a reservation
-/// whose id is taken (a repeated Reserve) or that was settled meanwhile makes the
-/// counts at the end differ. Then, as after a missed fence, the last line divides
-/// by zero, which undoes the statement.
-pub(crate) async fn write(
-    conn: &mut PgConnection,
-    writes: &[TenantWrite],
-) -> Result<(), StoreError> {
-    const WRITE: &str = "/* write_batch */
+/// The statement that writes a batch, with further tables in the same one.
+macro_rules! write_batch {
+    ($name:literal, $more:literal) => {
+        concat!(
+            $name,
+            "
         WITH fence AS (
             INSERT INTO heads AS h (tenant_id, fence, seq, hash, time_us, next_balance, config_version)
             SELECT *, 0 FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bigint[])
@@ -572,19 +629,58 @@ pub(crate) async fn write(
             SELECT u.* FROM unnest($38::text[], $39::bigint[], $40::bigint[], $41::text[], $42::text[],
                 $43::bytea[], $44::text[], $45::bytea[], $46::bytea[]) AS u
             WHERE (SELECT ok FROM passed)
-        )
+        )",
+            $more,
+            "
         SELECT 1 / (
             (SELECT ok FROM passed)
             AND (SELECT count(*) FROM reservations_put) = cardinality($21::text[])
-        )::int";
+        )::int"
+        )
+    };
+}
+
+/// Writes a batch: every tenant's changes with its head, or nothing. `writes` is
+/// in the order of tenants.
+///
+/// A row that exists is changed only from the version before it: a reservation
+/// whose id is taken (a repeated Reserve) or that was settled meanwhile makes the
+/// counts at the end differ. Then, as after a missed fence, the last line divides
+/// by zero, which undoes the statement.
+pub(crate) async fn write(
+    conn: &mut PgConnection,
+    writes: &[TenantWrite],
+) -> Result<(), StoreError> {
+    const WRITE: &str = write_batch!("/* write_batch */", "");
+    // Only where a rule reads what agents did of late: a table more in the statement
+    // costs every batch.
+    const WRITE_ACTIVITY: &str = write_batch!(
+        "/* write_batch_activity */",
+        ", activity_put AS (
+            INSERT INTO activity (tenant_id, activity_key, last_us, body)
+            SELECT u.* FROM unnest($47::text[], $48::bytea[], $49::bigint[], $50::text[]) AS u
+            WHERE (SELECT ok FROM passed)
+            ON CONFLICT (tenant_id, activity_key) DO UPDATE SET
+                last_us = excluded.last_us, body = excluded.body
+        ), documents_put AS (
+            INSERT INTO documents (tenant_id, kind, version, body)
+            SELECT u.* FROM unnest($51::text[], $52::text[], $53::bigint[], $54::text[]) AS u
+            WHERE (SELECT ok FROM passed)
+            ON CONFLICT (tenant_id, kind) DO UPDATE SET
+                version = excluded.version, body = excluded.body
+        )"
+    );
     let Columns {
         heads,
         balances,
         reservations,
         keys,
         ledger,
+        activity,
+        documents,
     } = Columns::of(writes)?;
-    sqlx::query(WRITE)
+    let with_activity = !activity.tenant.is_empty() || !documents.tenant.is_empty();
+    let mut query = sqlx::query(if with_activity { WRITE_ACTIVITY } else { WRITE })
         .bind(heads.tenant)
         .bind(heads.fence)
         .bind(heads.seq)
@@ -630,10 +726,19 @@ pub(crate) async fn write(
         .bind(ledger.reservation)
         .bind(ledger.body)
         .bind(ledger.prev_hash)
-        .bind(ledger.hash)
-        .execute(conn)
-        .await
-        .map_err(sort_write)?;
+        .bind(ledger.hash);
+    if with_activity {
+        query = query
+            .bind(activity.tenant)
+            .bind(activity.key)
+            .bind(activity.last)
+            .bind(activity.body)
+            .bind(documents.tenant)
+            .bind(documents.kind)
+            .bind(documents.version)
+            .bind(documents.body);
+    }
+    query.execute(conn).await.map_err(sort_write)?;
     Ok(())
 }
 

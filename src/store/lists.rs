@@ -166,7 +166,8 @@ impl Store {
         query: &BalanceQuery,
     ) -> Result<Vec<(BalanceNo, BalanceView)>, StoreError> {
         let mut conn = self.pool.acquire().await.map_err(sort)?;
-        let configs = read_configs(&mut conn, &BTreeSet::from([tenant.clone()])).await?;
+        let configs =
+            read_configs(&mut conn, &BTreeSet::from([tenant.clone()]), &self.compiled).await?;
         let Some(config) = configs.get(tenant) else {
             return Ok(Vec::new());
         };

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{StoreError, partitions, sort};
 
 /// The version that this program needs.
-pub const SCHEMA_VERSION: i32 = 3;
+pub const SCHEMA_VERSION: i32 = 4;
 
 /// The version from which on the ledger has months.
 const PARTITIONED: i32 = 2;
@@ -26,6 +26,11 @@ const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [
         3,
         "move_ledger",
         include_str!("../../migrations/0003_move_ledger.sql"),
+    ),
+    (
+        4,
+        "policy",
+        include_str!("../../migrations/0004_policy.sql"),
     ),
 ];
 

@@ -14,6 +14,7 @@
 
 mod archive;
 mod benchmark;
+pub(crate) mod documents;
 pub mod embedded;
 pub(crate) mod hot;
 pub(crate) mod keys;
@@ -25,6 +26,7 @@ mod rows;
 mod verification;
 
 use std::str::FromStr as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
@@ -105,6 +107,8 @@ pub struct Store {
     options: PgConnectOptions,
     /// For reads outside the lanes.
     pool: PgPool,
+    /// Policies by what they say.
+    compiled: Arc<documents::Compiled>,
 }
 
 /// How long opening a connection may take.
@@ -129,7 +133,16 @@ impl Store {
             .max_connections(pool_size)
             .acquire_timeout(CONNECT_TIMEOUT)
             .connect_lazy_with(options.clone());
-        Ok(Self { options, pool })
+        Ok(Self {
+            options,
+            pool,
+            compiled: Arc::default(),
+        })
+    }
+
+    /// Policies that are ready to be evaluated.
+    pub(crate) fn compiled(&self) -> &documents::Compiled {
+        &self.compiled
     }
 
     /// A connection of the pool.

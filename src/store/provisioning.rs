@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 
+use super::documents::{document, read_documents};
 use super::rows::{self, column};
 use super::{StoreError, sort};
 use crate::domain::budget::{Budget, Limit};
 use crate::domain::id::TenantId;
-use crate::domain::provision::Current;
+use crate::domain::provision::{Current, DocumentKind};
 use crate::domain::tenant::Tenant;
 
 /// Makes sure that heads exist, so that they can be locked. A head without a
@@ -38,16 +39,17 @@ pub(crate) async fn read_current(
     tenants: &BTreeSet<TenantId>,
 ) -> Result<BTreeMap<TenantId, Current>, StoreError> {
     let names: Vec<_> = tenants.iter().map(|t| t.as_str().to_owned()).collect();
-    let mut current: BTreeMap<TenantId, Current> = tenants
-        .iter()
-        .map(|tenant| {
-            let nothing = Current {
-                tenant: None,
-                budgets: Vec::new(),
-            };
-            (tenant.clone(), nothing)
-        })
-        .collect();
+    let documents = read_documents(&mut *conn, tenants).await?;
+    let mut current: BTreeMap<TenantId, Current> = BTreeMap::new();
+    for tenant in tenants {
+        let stands = Current {
+            tools: document(&documents, tenant, DocumentKind::Catalogue)?,
+            policy: document(&documents, tenant, DocumentKind::Policy)?,
+            freezes: document(&documents, tenant, DocumentKind::Freezes)?,
+            ..Current::default()
+        };
+        current.insert(tenant.clone(), stands);
+    }
     let tenant_rows =
         sqlx::query("/* read_current */ SELECT * FROM tenants WHERE tenant_id = ANY($1)")
             .bind(&names)
@@ -81,11 +83,14 @@ pub(crate) async fn put_tenant(conn: &mut PgConnection, tenant: &Tenant) -> Resu
     sqlx::query(
         "/* put_tenant */
          INSERT INTO tenants (tenant_id, display_name, state, unprovisioned_rule,
-             default_overage_policy, created_us)
-         VALUES ($1, $2, $3, $4, $5, $6)
+             default_overage_policy, created_us, unknown_action, activity_window_s, keep_arguments)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
          ON CONFLICT (tenant_id) DO UPDATE SET display_name = excluded.display_name,
              state = excluded.state, unprovisioned_rule = excluded.unprovisioned_rule,
-             default_overage_policy = excluded.default_overage_policy",
+             default_overage_policy = excluded.default_overage_policy,
+             unknown_action = excluded.unknown_action,
+             activity_window_s = excluded.activity_window_s,
+             keep_arguments = excluded.keep_arguments",
     )
     .bind(tenant.id.as_str())
     .bind(&*settings.display_name)
@@ -93,6 +98,9 @@ pub(crate) async fn put_tenant(conn: &mut PgConnection, tenant: &Tenant) -> Resu
     .bind(settings.unprovisioned_rule.as_str())
     .bind(settings.default_overage_policy.as_str())
     .bind(tenant.created_at.as_micros())
+    .bind(rows::json(settings.unknown_action.as_ref())?)
+    .bind(i32::try_from(settings.activity_window.get().as_secs()).unwrap_or(i32::MAX))
+    .bind(rows::json(settings.keep_arguments.as_ref())?)
     .execute(conn)
     .await
     .map_err(sort)?;
@@ -109,20 +117,25 @@ pub(crate) async fn put_budgets(
         Limit::Allocation(amount) => Some(amount.get()),
         Limit::Unlimited => None,
     };
+    let thresholds = budgets
+        .iter()
+        .map(|budget| rows::json(Some(&budget.thresholds).filter(|all| !all.is_empty())))
+        .collect::<Result<Vec<_>, _>>()?;
     fn each<T>(budgets: &[Budget], value: impl Fn(&Budget) -> T) -> Vec<T> {
         budgets.iter().map(value).collect()
     }
     sqlx::query(
         "/* put_budgets */
          INSERT INTO budgets (tenant_id, budget_no, scope, unit, period, time_zone, allocation,
-             overdraft_limit, carry_over, state, present, limit_seq, created_us)
+             overdraft_limit, carry_over, state, present, limit_seq, created_us, thresholds)
          SELECT $1, u.* FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[],
              $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::boolean[], $12::bigint[],
-             $13::bigint[]) AS u
+             $13::bigint[], $14::text[]) AS u
          ON CONFLICT (tenant_id, budget_no) DO UPDATE SET time_zone = excluded.time_zone,
              allocation = excluded.allocation, overdraft_limit = excluded.overdraft_limit,
              carry_over = excluded.carry_over, state = excluded.state,
-             present = excluded.present, limit_seq = excluded.limit_seq",
+             present = excluded.present, limit_seq = excluded.limit_seq,
+             thresholds = excluded.thresholds",
     )
     .bind(tenant.as_str())
     .bind(each(budgets, |b| b.no.0))
@@ -137,6 +150,35 @@ pub(crate) async fn put_budgets(
     .bind(each(budgets, |b| b.present))
     .bind(each(budgets, |b| b.limit_seq.0))
     .bind(each(budgets, |b| b.created_at.as_micros()))
+    .bind(thresholds)
+    .execute(conn)
+    .await
+    .map_err(sort)?;
+    Ok(())
+}
+
+/// Locks every head there is, in the order of names: before a change that holds for all
+/// tenants locks those that it names.
+pub(crate) async fn lock_all_heads(conn: &mut PgConnection) -> Result<(), StoreError> {
+    sqlx::query("/* lock_all_heads */ SELECT 1 FROM heads ORDER BY tenant_id FOR UPDATE")
+        .execute(conn)
+        .await
+        .map_err(sort)?;
+    Ok(())
+}
+
+/// Moves the fence of every tenant but some, whose own write does so: decisions upon what
+/// held before are not written any more.
+pub(crate) async fn move_fences(
+    conn: &mut PgConnection,
+    but: &[&TenantId],
+) -> Result<(), StoreError> {
+    let but: Vec<_> = but.iter().map(|tenant| tenant.as_str()).collect();
+    sqlx::query(
+        "/* move_fences */ UPDATE heads SET fence = fence + 1, config_version = config_version + 1
+         WHERE tenant_id <> ALL($1)",
+    )
+    .bind(but)
     .execute(conn)
     .await
     .map_err(sort)?;

@@ -15,11 +15,12 @@ use crate::domain::budget::{Balance, Budget, BudgetState, CarryOver, Credit, Lim
 use crate::domain::id::{
     BalanceNo, BudgetNo, KeyHash, Malformed, ReservationId, Sequence, TenantId,
 };
+use crate::domain::narrowing::Threshold;
 use crate::domain::period::{Calendar, Period, Window};
 use crate::domain::request::{Action, Metadata, OveragePolicy};
 use crate::domain::reservation::{Reservation, Settlement, SettlementKind, Status, Tranche};
 use crate::domain::scope::{Scope, Subject};
-use crate::domain::tenant::{Settings, Tenant, TenantState, UnprovisionedRule};
+use crate::domain::tenant::{ActivityWindow, Settings, Tenant, TenantState, UnprovisionedRule};
 use crate::domain::time::Timestamp;
 
 impl From<Malformed> for StoreError {
@@ -55,6 +56,20 @@ pub(super) fn time_or_none(
     Ok(micros.map(Timestamp::from_micros))
 }
 
+/// A column of JSON.
+fn json_or_none<T: serde::de::DeserializeOwned>(
+    row: &PgRow,
+    name: &'static str,
+) -> Result<Option<T>, StoreError> {
+    let text: Option<&str> = column(row, name)?;
+    Ok(text.map(serde_json::from_str).transpose()?)
+}
+
+/// A value as JSON; nothing where it is empty.
+pub(super) fn json<T: Serialize>(value: Option<&T>) -> Result<Option<String>, StoreError> {
+    Ok(value.map(serde_json::to_string).transpose()?)
+}
+
 fn amount(row: &PgRow, name: &'static str) -> Result<Amount, StoreError> {
     Ok(Amount::new(column(row, name)?)?)
 }
@@ -67,6 +82,11 @@ pub(super) fn tenant(row: &PgRow) -> Result<Tenant, StoreError> {
             state: TenantState::parse(column(row, "state")?)?,
             unprovisioned_rule: UnprovisionedRule::parse(column(row, "unprovisioned_rule")?)?,
             default_overage_policy: OveragePolicy::parse(column(row, "default_overage_policy")?)?,
+            unknown_action: json_or_none(row, "unknown_action")?,
+            activity_window: ActivityWindow::new(Duration::from_secs(
+                u64::try_from(column::<i32>(row, "activity_window_s")?).unwrap_or(0),
+            ))?,
+            keep_arguments: json_or_none(row, "keep_arguments")?,
         },
         created_at: time(row, "created_us")?,
     })
@@ -89,6 +109,9 @@ pub(super) fn budget(row: &PgRow) -> Result<Budget, StoreError> {
             carry_over: CarryOver::parse(column(row, "carry_over")?)?,
             state: BudgetState::parse(column(row, "state")?)?,
         },
+        thresholds: json_or_none::<Vec<Threshold>>(row, "thresholds")?
+            .unwrap_or_default()
+            .into(),
         present: column(row, "present")?,
         limit_seq: Sequence(column(row, "limit_seq")?),
         created_at: time(row, "created_us")?,

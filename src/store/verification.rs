@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::documents::{Compiled, document, read_documents};
 use super::hot::{begin, read_configs, read_heads};
 use super::rows::{self, column, time};
 use super::{Store, StoreError, sort};
 use crate::domain::id::{BalanceNo, Sequence, TenantId};
 use crate::domain::ledger::{ProvisionedBudget, Tip};
+use crate::domain::provision::DocumentKind;
 use crate::domain::verify::{Computed, Problem, RawEntry, Report, Verifier};
 
 /// Entries read at once.
@@ -48,7 +50,7 @@ impl Store {
         let problem = loop {
             let page = read_page(&mut tx, tenant, verifier.tip().seq).await?;
             if page.is_empty() {
-                break check_rest(&mut tx, &verifier, tenant, head.tip).await?;
+                break check_rest(&mut tx, &self.compiled, &verifier, tenant, head.tip).await?;
             }
             if let Some(problem) = page.iter().find_map(|entry| verifier.read(entry).err()) {
                 break Some(problem);
@@ -93,6 +95,7 @@ pub(super) fn raw_entry(row: &sqlx::postgres::PgRow) -> Result<RawEntry, StoreEr
 
 async fn check_rest(
     conn: &mut sqlx::PgConnection,
+    compiled: &Compiled,
     verifier: &Verifier,
     tenant: &TenantId,
     head: Tip,
@@ -100,7 +103,8 @@ async fn check_rest(
     if let Err(problem) = verifier.check_head(head) {
         return Ok(Some(problem));
     }
-    let configs = read_configs(conn, &BTreeSet::from([tenant.clone()])).await?;
+    let only = BTreeSet::from([tenant.clone()]);
+    let configs = read_configs(conn, &only, compiled).await?;
     let config = configs.get(tenant);
     let mut budgets: Vec<ProvisionedBudget> = config
         .into_iter()
@@ -110,6 +114,15 @@ async fn check_rest(
     budgets.sort_by_key(|budget| budget.no);
     let settings = config.map(|config| &config.tenant.settings);
     if let Err(problem) = verifier.check_configuration(settings, &budgets) {
+        return Ok(Some(problem));
+    }
+    let documents = read_documents(conn, &only).await?;
+    let checked = verifier.check_documents(
+        &document(&documents, tenant, DocumentKind::Catalogue)?,
+        &document(&documents, tenant, DocumentKind::Policy)?,
+        &document(&documents, tenant, DocumentKind::Freezes)?,
+    );
+    if let Err(problem) = checked {
         return Ok(Some(problem));
     }
     let rows = sqlx::query("/* stored_balances */ SELECT * FROM balances WHERE tenant_id = $1")

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tonic::Status;
 
-use super::{amounts, balance, duration, parse_overage_policy, time, unit};
+use super::{amounts, balance, duration, parse_overage_policy, rules, time, unit};
 use crate::api::arguments;
 use crate::api::fields::Fields;
 use crate::domain::amount::{Amount, Amounts};
@@ -14,8 +14,8 @@ use crate::domain::ledger::Decision;
 use crate::domain::query::StateFilter;
 use crate::domain::refusal::Reason;
 use crate::domain::request::{
-    Action, Ask, Commit, Context, Decide, Extend, ExtendBy, Grace, Metrics, Record, RecordOf,
-    Release, Reserve, Ttl, action_name,
+    Action, Arguments, Ask, Commit, Context, Decide, Extend, ExtendBy, Grace, Metrics, Record,
+    RecordOf, Release, Reserve, Ttl, action_name,
 };
 use crate::domain::reservation::{Reservation, SettlementKind, Status as Standing};
 use crate::domain::scope::{Levels, ScopeFilter, Subject, dimension_key};
@@ -68,7 +68,10 @@ fn subject(
     tenant.and(subject)
 }
 
-fn action(fields: &mut Fields, message: Option<proto::Action>) -> Option<Action> {
+fn action(
+    fields: &mut Fields,
+    message: Option<proto::Action>,
+) -> Option<(Action, Option<Arguments>)> {
     let Some(message) = message else {
         fields.bad("action", "given");
         return None;
@@ -84,12 +87,14 @@ fn action(fields: &mut Fields, message: Option<proto::Action>) -> Option<Action>
         kind => fields.take("action.kind", action_name(kind)),
     };
     let arguments = arguments
-        .and_then(|arguments| fields.take("action.arguments", arguments::digest(&arguments)));
-    Some(Action {
+        .and_then(|arguments| fields.take("action.arguments", arguments::parse(arguments)));
+    let (digest, arguments) = arguments.unzip();
+    let action = Action {
         name: name?,
         kind,
-        arguments_sha256: arguments,
-    })
+        arguments_sha256: digest,
+    };
+    Some((action, arguments))
 }
 
 fn context(fields: &mut Fields, message: Option<proto::Context>) -> Context {
@@ -132,17 +137,21 @@ fn ask(
     action_message: Option<proto::Action>,
     estimates: Vec<proto::Amount>,
     context_message: Option<proto::Context>,
+    explain: bool,
     own: Option<&TenantId>,
 ) -> Option<Ask> {
     let subject = subject(fields, subject_message, own);
     let action = action(fields, action_message);
     let estimates = fields.amounts("estimates", estimates);
     let context = context(fields, context_message);
+    let (action, arguments) = action?;
     Some(Ask {
         subject: subject?.into(),
-        action: action?.into(),
+        action: action.into(),
         estimates,
         context,
+        arguments: arguments.map(Into::into),
+        explain,
     })
 }
 
@@ -155,13 +164,22 @@ pub fn decide(message: proto::DecideRequest, own: Option<&TenantId>) -> Result<D
         estimates,
         context,
         record,
+        explain,
     } = message;
     let mut fields = Fields::default();
     let key = match (record, idempotency_key.is_empty()) {
         (false, true) => None,
         _ => fields.key(&idempotency_key),
     };
-    let ask = ask(&mut fields, subject, action, estimates, context, own);
+    let ask = ask(
+        &mut fields,
+        subject,
+        action,
+        estimates,
+        context,
+        explain,
+        own,
+    );
     let made = ask.map(|ask| Decide {
         ask,
         record: key.filter(|_| record),
@@ -182,13 +200,22 @@ pub fn reserve(message: proto::ReserveRequest, own: Option<&TenantId>) -> Result
         context,
         metadata,
         dry_run,
+        explain,
     } = message;
     let mut fields = Fields::default();
     let key = match (dry_run, idempotency_key.is_empty()) {
         (true, true) => None,
         _ => fields.key(&idempotency_key),
     };
-    let ask = ask(&mut fields, subject, action, estimates, context, own);
+    let ask = ask(
+        &mut fields,
+        subject,
+        action,
+        estimates,
+        context,
+        explain,
+        own,
+    );
     let ttl = fields.duration("ttl", ttl);
     let ttl = ttl.and_then(|ttl| fields.take("ttl", Ttl::new(ttl)));
     let grace = fields.duration("grace", grace);
@@ -320,7 +347,7 @@ pub fn record(
     let key = fields.key(&idempotency_key);
     let of = if reservation_id.is_empty() {
         let subject = subject(&mut fields, subject_message, own);
-        let action = action(&mut fields, action_message);
+        let action = action(&mut fields, action_message).map(|(action, _)| action);
         if !named.is_empty() {
             let named = fields.take("tenant", TenantId::parse(&named));
             let tenant = subject.as_ref().map(|subject| &subject.tenant);
@@ -394,8 +421,9 @@ pub(crate) fn decision(decision: Decision) -> proto::Decision {
     }
 }
 
-fn reason(reason: &Reason) -> proto::Reason {
+pub(super) fn reason(reason: &Reason) -> proto::Reason {
     let shortage = reason.shortage;
+    let rule = reason.rule.as_ref();
     proto::Reason {
         code: reason.code.as_str().to_owned(),
         message: reason.to_string(),
@@ -404,6 +432,9 @@ fn reason(reason: &Reason) -> proto::Reason {
         asked: shortage.map_or(0, |short| short.asked.get()),
         remaining: shortage.map_or(0, |short| short.remaining),
         held_by_others: shortage.map_or(0, |short| short.held_by_others.get()),
+        rule_id: rule.map_or_else(String::new, |rule| rule.id.to_string()),
+        rule_of_all_tenants: rule.is_some_and(|rule| rule.all_tenants),
+        remedy: reason.remedy(),
     }
 }
 
@@ -413,6 +444,17 @@ fn reasons(answer: &Answer) -> Vec<proto::Reason> {
 
 fn balances(answer: &Answer) -> Vec<proto::Balance> {
     answer.balances.iter().map(balance).collect()
+}
+
+fn caps(answer: &Answer) -> Option<proto::Caps> {
+    answer.verdict.caps().map(rules::caps_message)
+}
+
+fn explanation(answer: &Answer) -> Option<proto::Explanation> {
+    answer
+        .explanation
+        .as_deref()
+        .map(rules::explanation_message)
 }
 
 fn sequence(answer: &Answer) -> i64 {
@@ -431,12 +473,13 @@ pub fn decided(tenant: &TenantId, answer: &Answer) -> proto::DecideResponse {
     proto::DecideResponse {
         decision: decision(answer.verdict.decision()).into(),
         reasons: reasons(answer),
-        caps: None,
+        caps: caps(answer),
         retryable: answer.verdict.retry_after().is_some(),
         retry_after: answer.verdict.retry_after().map(duration),
         balances: balances(answer),
         ledger_sequence: sequence(answer),
         decision_id: decision_id(tenant, answer),
+        explanation: explanation(answer),
     }
 }
 
@@ -447,7 +490,7 @@ pub fn reserved(tenant: &TenantId, answer: &Answer) -> proto::ReserveResponse {
         decision: decision(answer.verdict.decision()).into(),
         reservation_id: lease.map_or_else(String::new, |l| l.reservation.to_string()),
         reasons: reasons(answer),
-        caps: None,
+        caps: caps(answer),
         retryable: answer.verdict.retry_after().is_some(),
         retry_after: answer.verdict.retry_after().map(duration),
         reserved: lease.map_or_else(Vec::new, |l| amounts(&l.reserved)),
@@ -457,6 +500,7 @@ pub fn reserved(tenant: &TenantId, answer: &Answer) -> proto::ReserveResponse {
         replayed: answer.replayed,
         ledger_sequence: sequence(answer),
         decision_id: decision_id(tenant, answer),
+        explanation: explanation(answer),
     }
 }
 
@@ -496,6 +540,7 @@ pub fn extended(answer: &Answer) -> proto::ExtendResponse {
         balances: balances(answer),
         replayed: answer.replayed,
         ledger_sequence: sequence(answer),
+        caps: caps(answer),
     }
 }
 

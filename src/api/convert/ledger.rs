@@ -1,11 +1,12 @@
 //! The messages of `Ledger`.
 
-use super::authority::decision as decision_message;
+use super::authority::{decision as decision_message, reason};
 use super::time;
 use crate::api::fields::Fields;
 use crate::domain::id::TenantId;
-use crate::domain::ledger::{Decision, EntryKind};
+use crate::domain::ledger::{Body, Decision, EntryKind};
 use crate::domain::query::StoredEntry;
+use crate::domain::replay::Redecided;
 use crate::domain::verify::Report;
 use crate::proto;
 
@@ -24,6 +25,7 @@ fn kind(kind: EntryKind) -> proto::EntryKind {
         EntryKind::Provision => proto::EntryKind::Provision,
         EntryKind::ApiKeyCreated => proto::EntryKind::ApiKeyCreated,
         EntryKind::ApiKeyRevoked => proto::EntryKind::ApiKeyRevoked,
+        EntryKind::Incident => proto::EntryKind::Incident,
     }
 }
 
@@ -45,6 +47,7 @@ pub fn kinds(fields: &mut Fields, values: &[i32]) -> Vec<EntryKind> {
             Ok(proto::EntryKind::Provision) => EntryKind::Provision,
             Ok(proto::EntryKind::ApiKeyCreated) => EntryKind::ApiKeyCreated,
             Ok(proto::EntryKind::ApiKeyRevoked) => EntryKind::ApiKeyRevoked,
+            Ok(proto::EntryKind::Incident) => EntryKind::Incident,
             Ok(proto::EntryKind::Unspecified) | Err(_) => {
                 fields.bad(format!("kinds[{at}]"), "a known EntryKind");
                 continue;
@@ -90,6 +93,23 @@ pub fn entry(tenant: &TenantId, entry: StoredEntry) -> proto::Entry {
         body: text,
         prev_hash: prev_hash.0.to_vec(),
         hash: hash.0.to_vec(),
+    }
+}
+
+/// Words a decision that would have been another one.
+pub fn changed(body: &Body, redecided: &Redecided) -> proto::ChangedDecision {
+    let subject = body.subject.as_ref();
+    let action = body.action.as_ref();
+    proto::ChangedDecision {
+        sequence: body.seq.0,
+        time: Some(time(body.time)),
+        scope: subject.map_or_else(String::new, |subject| subject.scope_text()),
+        action: action.map_or_else(String::new, |action| action.name.to_string()),
+        was: body.decision.map_or(0, |was| decision_message(was).into()),
+        was_reasons: body.reasons.iter().map(reason).collect(),
+        becomes: decision_message(redecided.verdict.decision()).into(),
+        becomes_reasons: redecided.verdict.reasons().iter().map(reason).collect(),
+        caps_differ: redecided.caps_differ(body),
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod authority;
 pub mod ledger;
 pub mod provisioning;
+pub mod rules;
 
 use std::time::Duration;
 

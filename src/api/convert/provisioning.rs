@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use tonic::Status;
 
-use super::{budget_state, overage_policy, parse_overage_policy, parse_period, period, time, unit};
+use super::{
+    budget_state, duration, overage_policy, parse_overage_policy, parse_period, period, rules,
+    time, unit,
+};
 use crate::api::fields::Fields;
 use crate::domain::amount::Amount;
 use crate::domain::budget::{Budget, BudgetState, CarryOver, Limit, Terms};
@@ -16,7 +19,7 @@ use crate::domain::permission::{Permission, Permissions};
 use crate::domain::provision::{BudgetKey, BudgetSpec, Document, TenantSpec};
 use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy};
 use crate::domain::scope::{Scope, ScopeFilter};
-use crate::domain::tenant::{Settings, Tenant, TenantState, UnprovisionedRule};
+use crate::domain::tenant::{ActivityWindow, Settings, Tenant, TenantState, UnprovisionedRule};
 use crate::domain::time::Timestamp;
 use crate::engine::Provisioned;
 use crate::proto;
@@ -24,6 +27,9 @@ use crate::proto;
 /// Most tenants and budgets of one document.
 const TENANTS_MAX: usize = 1_000;
 const BUDGETS_MAX: usize = 10_000;
+/// Most tools and policies of one document.
+const TOOLS_MAX: usize = 10_000;
+const POLICIES_MAX: usize = 100;
 
 /// A document as it was asked for.
 #[derive(Debug)]
@@ -45,6 +51,11 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         budgets,
         absent_budgets,
         validate_only,
+        tools,
+        absent_tools,
+        policies,
+        freezes,
+        absent_freezes,
     } = message;
     let mut fields = Fields::default();
     let key = match (validate_only, idempotency_key.is_empty()) {
@@ -85,6 +96,48 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         budget_once(&mut fields, &at, key.as_ref(), &mut seen);
         document.absent_budgets.extend(key);
     }
+    if tools.len() + absent_tools.len() > TOOLS_MAX {
+        fields.bad(
+            "tools",
+            format!("at most {TOOLS_MAX}, absent ones included"),
+        );
+    }
+    let mut seen = HashSet::new();
+    for (at, tool) in tools.into_iter().enumerate() {
+        let tool = rules::tool(&mut fields, &format!("tools[{at}]"), tool, &mut seen);
+        document.tools.extend(tool);
+    }
+    for (at, tool) in absent_tools.into_iter().enumerate() {
+        let proto::ToolRef { tenant, name } = tool;
+        let at = format!("absent_tools[{at}]");
+        let named = rules::tool_name(&mut fields, &at, &tenant, &name, &mut seen);
+        document.absent_tools.extend(named);
+    }
+    if policies.len() > POLICIES_MAX {
+        fields.bad("policies", format!("at most {POLICIES_MAX}"));
+    }
+    let mut seen = HashSet::new();
+    for (at, policy) in policies.into_iter().take(POLICIES_MAX).enumerate() {
+        let at = format!("policies[{at}]");
+        let policy = rules::policy(&mut fields, &at, policy);
+        if policy
+            .as_ref()
+            .is_some_and(|(tenant, _)| !seen.insert(tenant.clone()))
+        {
+            fields.bad(format!("{at}.tenant"), "named once in a document");
+        }
+        document.policies.extend(policy);
+    }
+    let mut seen = HashSet::new();
+    for (at, freeze) in freezes.into_iter().enumerate() {
+        let freeze = rules::freeze(&mut fields, &format!("freezes[{at}]"), freeze, &mut seen);
+        document.freezes.extend(freeze);
+    }
+    for (at, freeze) in absent_freezes.into_iter().enumerate() {
+        let at = format!("absent_freezes[{at}]");
+        let scope = rules::frozen_scope(&mut fields, &at, &freeze.scope, &mut seen);
+        document.absent_freezes.extend(scope);
+    }
     fields.finish(Some(Asked {
         document,
         key: key.filter(|_| !validate_only),
@@ -106,6 +159,11 @@ fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
         ("tenants".into(), of(&message.tenants)),
         ("budgets".into(), of(&message.budgets)),
         ("absent_budgets".into(), of(&message.absent_budgets)),
+        ("tools".into(), of(&message.tools)),
+        ("absent_tools".into(), of(&message.absent_tools)),
+        ("policies".into(), of(&message.policies)),
+        ("freezes".into(), of(&message.freezes)),
+        ("absent_freezes".into(), of(&message.absent_freezes)),
     ]
 }
 
@@ -122,6 +180,9 @@ fn tenant_spec(
         unprovisioned_rule,
         default_overage_policy,
         create_time: _,
+        unknown_action,
+        activity_window,
+        keep_arguments,
     } = message;
     let id = fields.take(&format!("{at}.tenant"), TenantId::parse(&tenant));
     if id.as_ref().is_some_and(|id| !seen.insert(id.clone())) {
@@ -154,6 +215,23 @@ fn tenant_spec(
     };
     let field = format!("{at}.default_overage_policy");
     let default_overage_policy = parse_overage_policy(fields, &field, default_overage_policy);
+    let unknown_action = match unknown_action {
+        None => None,
+        Some(unknown) => {
+            let at = format!("{at}.unknown_action");
+            Some(rules::unknown_action(fields, &at, unknown)?)
+        }
+    };
+    let field = format!("{at}.activity_window");
+    let window = fields.duration(&field, activity_window);
+    let window = window.and_then(|window| fields.take(&field, ActivityWindow::new(window)));
+    let keep_arguments = match keep_arguments {
+        None => None,
+        Some(keep) => {
+            let at = format!("{at}.keep_arguments");
+            Some(rules::keep_arguments(fields, &at, keep)?)
+        }
+    };
     Some(TenantSpec {
         id: id?,
         settings: Settings {
@@ -162,6 +240,9 @@ fn tenant_spec(
             unprovisioned_rule: rule?,
             default_overage_policy: default_overage_policy
                 .unwrap_or(OveragePolicy::AllowIfAvailable),
+            unknown_action,
+            activity_window: window.unwrap_or_default(),
+            keep_arguments,
         },
     })
 }
@@ -218,7 +299,9 @@ fn budget_spec(
         carry_over,
         state,
         create_time: _,
+        thresholds,
     } = message;
+    let thresholds = rules::thresholds(fields, &format!("{at}.thresholds"), thresholds);
     let key = budget_key(fields, at, &scope, unit, period);
     budget_once(fields, at, key.as_ref(), seen);
     // Its mistake, if any, was noted with the key's.
@@ -280,6 +363,7 @@ fn budget_spec(
             carry_over: carry_over?,
             state: state?,
         },
+        thresholds: thresholds?,
     })
 }
 
@@ -384,6 +468,9 @@ pub fn tenant(tenant: &Tenant) -> proto::Tenant {
         state,
         unprovisioned_rule,
         default_overage_policy,
+        unknown_action,
+        activity_window,
+        keep_arguments,
     } = &tenant.settings;
     let state = match state {
         TenantState::Active => proto::TenantState::Active,
@@ -401,6 +488,9 @@ pub fn tenant(tenant: &Tenant) -> proto::Tenant {
         unprovisioned_rule: rule.into(),
         default_overage_policy: overage_policy(*default_overage_policy).into(),
         create_time: Some(time(tenant.created_at)),
+        unknown_action: unknown_action.as_ref().map(rules::unknown_action_message),
+        activity_window: Some(duration(activity_window.get())),
+        keep_arguments: keep_arguments.as_ref().map(rules::keep_arguments_message),
     }
 }
 
@@ -436,6 +526,7 @@ pub fn budget(budget: &Budget) -> proto::Budget {
         carry_over: carry_over.into(),
         state: budget_state(state).into(),
         create_time: Some(time(budget.created_at)),
+        thresholds: rules::threshold_messages(&budget.thresholds),
     }
 }
 

@@ -9,11 +9,12 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::ledger as words;
+use crate::api::convert::{ledger as words, rules};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
 use crate::domain::id::{Sequence, TenantId};
+use crate::domain::ledger::EntryKind;
 use crate::domain::permission::Permission;
 use crate::domain::query::EntryQuery;
 use crate::domain::refusal::Refusal;
@@ -158,6 +159,76 @@ impl Ledger for Services {
         caller.may_see(&tenant)?;
         let report = self.engine.verify(&tenant).await?;
         Ok(Response::new(words::report(report)))
+    }
+
+    async fn replay_policy(
+        &self,
+        request: Request<proto::ReplayPolicyRequest>,
+    ) -> Result<Response<proto::ReplayPolicyResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Audit).await?;
+        let mut message = request.into_inner();
+        let (page_size, page_token) = (message.page_size, std::mem::take(&mut message.page_token));
+        message.page_size = 0;
+        let question = format!("replay\0{:?}\0{message:?}", caller.tenant());
+        let proto::ReplayPolicyRequest {
+            policy,
+            tenant: named,
+            start_time,
+            end_time,
+            page_size: _,
+            page_token: _,
+        } = message;
+        let mut fields = Fields::default();
+        let candidate = match policy {
+            Some(policy) => rules::policy(&mut fields, "policy", policy),
+            None => {
+                fields.bad("policy", "given");
+                None
+            }
+        };
+        let own = candidate.as_ref().map(|(whose, _)| whose);
+        let own = own.filter(|whose| !whose.is_system()).or(caller.tenant());
+        let tenant = fields.tenant("tenant", &named, own);
+        if let Some((whose, _)) = &candidate
+            && !whose.is_system()
+            && tenant.as_ref().is_some_and(|tenant| tenant != whose)
+        {
+            fields.bad("tenant", "the policy's tenant, or empty");
+        }
+        let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let query = EntryQuery {
+            kinds: vec![EntryKind::Decide, EntryKind::Reserve],
+            decision: None,
+            reservation: None,
+            from: fields.time("start_time", start_time),
+            until: fields.time("end_time", end_time),
+            descending: false,
+            after: page
+                .after
+                .as_deref()
+                .and_then(|seq| seq.parse().ok())
+                .map(Sequence),
+            limit: page.fetch(),
+        };
+        let ((whose, document), tenant) = fields.finish(candidate.zip(tenant))?;
+        self.chain(&caller, &tenant).await?;
+        let found = self.engine.entries(&tenant, query).await?;
+        let (found, next_page_token) = page.cut(found, |last| last.seq.to_string());
+        let decisions = i64::try_from(found.len()).unwrap_or(i64::MAX);
+        let redecided = self.engine.redecide(&tenant, &found, &whose, document);
+        let redecided = redecided.await?;
+        let unknown = redecided.iter().filter(|(_, redecided)| redecided.unknown);
+        let differing = redecided
+            .iter()
+            .filter(|(body, redecided)| redecided.differs(body));
+        Ok(Response::new(proto::ReplayPolicyResponse {
+            decisions,
+            unknown: i64::try_from(unknown.count()).unwrap_or(i64::MAX),
+            changed: differing
+                .map(|(body, redecided)| words::changed(body, redecided))
+                .collect(),
+            next_page_token,
+        }))
     }
 }
 

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::{self, provisioning as words};
+use crate::api::convert::{self, provisioning as words, rules};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
@@ -176,6 +176,70 @@ impl Provisioning for Services {
         }))
     }
 
+    async fn list_tools(
+        &self,
+        request: Request<proto::ListToolsRequest>,
+    ) -> Result<Response<proto::ListToolsResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListToolsRequest { tenant } = request.into_inner();
+        let tenant = named_tenant(&caller, &tenant)?;
+        let config = self.engine.config(&tenant).await?;
+        let tools = &config.rules.tools;
+        Ok(Response::new(proto::ListToolsResponse {
+            tools: tools
+                .document
+                .iter()
+                .map(|tool| rules::tool_message(&tenant, tool))
+                .collect(),
+            version: tools.version,
+        }))
+    }
+
+    async fn get_policy(
+        &self,
+        request: Request<proto::GetPolicyRequest>,
+    ) -> Result<Response<proto::GetPolicyResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::GetPolicyRequest {
+            tenant,
+            all_tenants,
+        } = request.into_inner();
+        if all_tenants && !tenant.is_empty() {
+            let mut fields = Fields::default();
+            fields.bad("tenant", "empty with all_tenants");
+            fields.finish(None::<()>)?;
+        }
+        let (tenant, policy) = if all_tenants {
+            // It is no secret: every tenant's decisions go by it.
+            let system = TenantId::system();
+            let policy = self.engine.policy(&system).await?;
+            (system, policy)
+        } else {
+            let tenant = named_tenant(&caller, &tenant)?;
+            let found = self.engine.tenant(&tenant).await?;
+            found.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
+            let policy = self.engine.policy(&tenant).await?;
+            (tenant, policy)
+        };
+        Ok(Response::new(proto::GetPolicyResponse {
+            policy: Some(rules::policy_message(&tenant, &policy)),
+        }))
+    }
+
+    async fn list_freezes(
+        &self,
+        request: Request<proto::ListFreezesRequest>,
+    ) -> Result<Response<proto::ListFreezesResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::ListFreezesRequest { tenant } = request.into_inner();
+        let tenant = named_tenant(&caller, &tenant)?;
+        let config = self.engine.config(&tenant).await?;
+        let freezes = config.rules.freezes.document.iter();
+        Ok(Response::new(proto::ListFreezesResponse {
+            freezes: freezes.map(rules::freeze_message).collect(),
+        }))
+    }
+
     async fn create_api_key(
         &self,
         request: Request<proto::CreateApiKeyRequest>,
@@ -264,6 +328,15 @@ impl Provisioning for Services {
             api_key: Some(words::api_key(&revoked)),
         }))
     }
+}
+
+/// The tenant that a message names, else the caller's own, which the caller may see.
+fn named_tenant(caller: &Caller, named: &str) -> Result<TenantId, Status> {
+    let mut fields = Fields::default();
+    let tenant = fields.tenant("tenant", named, caller.tenant());
+    let tenant = fields.finish(tenant)?;
+    caller.may_see(&tenant)?;
+    Ok(tenant)
 }
 
 /// A key from the machine's randomness.

@@ -1,0 +1,99 @@
+//! Caps: limits that an agent must keep after `ALLOW_WITH_CAPS`.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::amount::Amount;
+
+/// Limits on what the agent does with, and after, an action. What is absent limits nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caps {
+    /// The most tokens that the action may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<Amount>,
+    /// The most further steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_steps_remaining: Option<Amount>,
+    /// The only tools that may still be used; nothing for all that are not denied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_allowlist: Option<Arc<[Box<str>]>>,
+    /// Tools that may not be used any more.
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub tool_denylist: Arc<[Box<str>]>,
+    /// How long to wait before the next action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cooldown_ms: Option<Amount>,
+}
+
+impl Caps {
+    /// Whether nothing is limited.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Takes over what another one limits more tightly: the smaller number, the longer
+    /// wait, only tools that both allow, all that either denies.
+    pub fn tighten(&mut self, other: &Self) {
+        fn least(own: &mut Option<Amount>, other: Option<Amount>) {
+            *own = match (*own, other) {
+                (Some(own), Some(other)) => Some(own.min(other)),
+                (own, other) => own.or(other),
+            };
+        }
+        least(&mut self.max_tokens, other.max_tokens);
+        least(&mut self.max_steps_remaining, other.max_steps_remaining);
+        self.cooldown_ms = self.cooldown_ms.max(other.cooldown_ms);
+        self.tool_allowlist = match (&self.tool_allowlist, &other.tool_allowlist) {
+            (Some(own), Some(other)) if own != other => {
+                let both = own.iter().filter(|tool| other.contains(tool));
+                Some(both.cloned().collect())
+            }
+            (own, other) => own.clone().or_else(|| other.clone()),
+        };
+        if self.tool_denylist.is_empty() {
+            self.tool_denylist = other.tool_denylist.clone();
+        } else if self.tool_denylist != other.tool_denylist {
+            let more = other.tool_denylist.iter();
+            let more = more.filter(|tool| !self.tool_denylist.contains(tool));
+            let all = self.tool_denylist.iter().chain(more);
+            self.tool_denylist = all.cloned().collect();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tools(names: &[&str]) -> Arc<[Box<str>]> {
+        names.iter().map(|name| Box::from(*name)).collect()
+    }
+
+    #[test]
+    fn the_tightest_of_each_limit_holds() {
+        let amount = |value| Amount::new(value).ok();
+        let mut caps = Caps {
+            max_tokens: amount(100),
+            tool_allowlist: Some(tools(&["read", "send"])),
+            tool_denylist: tools(&["deploy"]),
+            cooldown_ms: amount(5),
+            ..Caps::default()
+        };
+        caps.tighten(&Caps {
+            max_tokens: amount(50),
+            max_steps_remaining: amount(3),
+            tool_allowlist: Some(tools(&["read"])),
+            tool_denylist: tools(&["send", "deploy"]),
+            cooldown_ms: amount(2),
+        });
+        let tightest = Caps {
+            max_tokens: amount(50),
+            max_steps_remaining: amount(3),
+            tool_allowlist: Some(tools(&["read"])),
+            tool_denylist: tools(&["deploy", "send"]),
+            cooldown_ms: amount(5),
+        };
+        assert_eq!(caps, tightest);
+    }
+}
