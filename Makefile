@@ -28,6 +28,7 @@ lint:
 test: deps lint
 	cargo test
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/support-agent/demo.sh
+	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/policy/run.sh
 
 bench: deps build
 	target/release/remit bench --scenario table

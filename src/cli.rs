@@ -18,7 +18,7 @@ use crate::proto::provisioning_client::ProvisioningClient;
 use crate::server::{self, Opened};
 use crate::store::embedded::{default_data_dir, owner_url_at, running_socket_dir};
 use crate::store::{Month, Store};
-use crate::telemetry;
+use crate::{explain, policy, telemetry};
 
 /// A mistake in flags or variables (`EX_USAGE` of sysexits).
 const EXIT_USAGE: u8 = 64;
@@ -37,8 +37,14 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Brings a database to the schema that this version needs. Safe to run again.
     Migrate(MigrateArgs),
-    /// Applies a file of tenants and budgets to a running server: all of it, or nothing.
+    /// Applies a file of tenants, budgets, tools and policies to a running server: all of it,
+    /// or nothing.
     Provision(ProvisionArgs),
+    /// Tries a policy: on cases of its own, or on what a server has recorded.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Prints a decision for a person: what it went by, why, and what would have been needed.
+    Explain(ExplainArgs),
     /// Recomputes every ledger's hash chain and balances, and names the first difference.
     ///
     /// Exits with 1 when something differs. Reads the database itself, so that it needs no
@@ -69,6 +75,49 @@ struct ProvisionArgs {
     /// Only print what would change.
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum PolicyCommand {
+    /// Decides a file of cases offline, and compares with what each wants.
+    ///
+    /// Exits with 1 when one is decided otherwise. Asks no server.
+    Test(PolicyTestArgs),
+    /// Lists which recorded decisions a document's policies would have changed, and why.
+    /// Writes nothing.
+    Replay(PolicyReplayArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct PolicyTestArgs {
+    /// The cases: YAML with `document`, the file that they are decided under, and `cases`.
+    file: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+struct PolicyReplayArgs {
+    /// The document, as for `remit provision`; only its policies are taken.
+    #[arg(short, long, value_name = "FILE")]
+    file: PathBuf,
+    /// From this time on, or from so long ago: `2026-08-01T00:00:00Z`, `24h`, `7d`.
+    #[arg(long, value_name = "TIME")]
+    since: String,
+    /// Before this time, or so long ago. Default: now.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Whose decisions. Needed for the policy for all tenants.
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ExplainArgs {
+    /// The decision: `<tenant>/<ledger sequence>`, as answers call it.
+    decision_id: String,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -151,6 +200,20 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Provision(args) => {
             let client = args.client.resolve()?;
             runtime.block_on(provision(&args.file, args.dry_run, client))
+        }
+        Command::Policy(PolicyCommand::Test(args)) => policy::test(&args.file),
+        Command::Policy(PolicyCommand::Replay(args)) => {
+            let client = args.client.resolve()?;
+            let what = policy::Since {
+                tenant: args.tenant,
+                since: args.since,
+                until: args.until,
+            };
+            runtime.block_on(policy::replay(&args.file, what, client))
+        }
+        Command::Explain(args) => {
+            let client = args.client.resolve()?;
+            runtime.block_on(explain::explain(&args.decision_id, client))
         }
         Command::Verify(args) => {
             let (database, log) = both(args.database.resolve(), args.log.resolve())?;
@@ -318,10 +381,7 @@ async fn provision(
     dry_run: bool,
     client: ClientConfig,
 ) -> anyhow::Result<ExitCode> {
-    let text =
-        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-    let mut document: proto::ProvisionRequest = serde_saphyr::from_str(&text)
-        .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+    let mut document = policy::read_document(file)?;
     document.validate_only |= dry_run;
     if document.idempotency_key.is_empty() {
         document.idempotency_key = uuid::Uuid::now_v7().to_string();

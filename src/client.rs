@@ -69,5 +69,25 @@ pub(crate) async fn connect(client: &ClientConfig) -> anyhow::Result<Channel> {
     reason = "handed to `map_err` as it is"
 )]
 pub(crate) fn failed(status: Status) -> anyhow::Error {
-    anyhow::anyhow!("{:?}: {}", status.code(), status.message())
+    match violations(&status) {
+        Some(violations) => anyhow::anyhow!("{:?}:\n{violations}", status.code()),
+        None => anyhow::anyhow!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+/// Every bad field that an error names, each on a line of its own.
+pub(crate) fn violations(status: &Status) -> Option<String> {
+    use tonic_types::StatusExt as _;
+
+    let details = status.get_error_details();
+    let fields = &details.bad_request()?.field_violations;
+    let mut lines: Vec<_> = fields
+        .iter()
+        .map(|violation| format!("  {}: {}", violation.field, violation.description))
+        .collect();
+    let metadata = details.error_info().map(|info| &info.metadata);
+    if let Some(more) = metadata.and_then(|metadata| metadata.get("violations_not_named")) {
+        lines.push(format!("  and {more} more"));
+    }
+    Some(lines.join("\n"))
 }

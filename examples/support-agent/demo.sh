@@ -8,44 +8,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-remit=${REMIT_BIN:-target/release/remit}
-python=${PYTHON:-python3}
+. examples/lib.sh
 here=examples/support-agent
 
-# Settings of another server, or a key for it, must not reach this one.
-for name in $(compgen -e | grep '^REMIT_' | grep -vx REMIT_POSTGRES_BIN || true); do
-    unset "$name"
-done
-
-# Not $TMPDIR, which may be private or too long for a socket's path: started by
-# root, PostgreSQL runs as another user, who has to pass.
-work=$(mktemp -d /tmp/remit-demo.XXXXXX)
-chmod 711 "$work"
-server=
-stop() {
-    if [ -n "$server" ]; then
-        kill -TERM "$server" 2>/dev/null || true
-        wait "$server" || true
-    fi
-    rm -rf "$work"
-}
-trap stop EXIT
-
-mkdir -p "$here/generated"
-"$python" -m grpc_tools.protoc -Iproto --python_out="$here/generated" \
-    --grpc_python_out="$here/generated" proto/remit/v1/*.proto
-
-"$remit" serve --data-dir "$work/data" --listen 127.0.0.1:0 --port-file "$work/address" \
-    2>"$work/log" &
-server=$!
-for _ in $(seq 300); do
-    [ -s "$work/address" ] && break
-    kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-    sleep 0.1
-done
-[ -s "$work/address" ] || { echo "not ready after 30 s:" >&2; cat "$work/log" >&2; exit 1; }
-address=$(cat "$work/address")
-export REMIT_TARGET="http://$address" REMIT_KEY_FILE="$work/data/operator.key"
+make_stubs
+start_remit
 
 run() { # run TITLE EXPECTED_LAST_LINE ARGUMENTS...
     printf '\n== %s\n' "$1"
@@ -55,11 +22,6 @@ run() { # run TITLE EXPECTED_LAST_LINE ARGUMENTS...
         exit 1
     fi
 }
-provision() {
-    printf '\n== remit provision -f %s\n' "$1"
-    "$remit" provision -f "$1"
-}
-
 provision examples/acme.yaml
 key=$("$python" "$here/create_key.py" "$address" "$work/data/operator.key")
 
