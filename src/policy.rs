@@ -16,7 +16,7 @@ use crate::config::ClientConfig;
 use crate::domain::activity::Activity;
 use crate::domain::answer::Answer;
 use crate::domain::id::{BalanceNo, Sequence, TenantId};
-use crate::domain::ledger::{Tip, Versioned};
+use crate::domain::ledger::{Decision, Tip, Versioned};
 use crate::domain::policy::{Policy, PolicyDocument};
 use crate::domain::provision::Plan;
 use crate::domain::request::{Command, Fund, Origin};
@@ -229,8 +229,8 @@ fn apply(
         state.needs(command, true, &mut needs);
         let window = state.config.tenant.settings.activity_window.get();
         let mut activity = Activity::default();
-        (0..recent.actions).for_each(|_| activity.note(true, now, window));
-        (0..recent.denials).for_each(|_| activity.note(false, now, window));
+        (0..recent.actions).for_each(|_| activity.note(Decision::Allow, now, window));
+        (0..recent.denials).for_each(|_| activity.note(Decision::Deny, now, window));
         let activity: Vec<_> = needs
             .activity
             .iter()

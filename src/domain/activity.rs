@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use std::time::Duration;
 
 use super::id::Malformed;
+use super::ledger::Decision;
 use super::scope::Subject;
 use super::time::Timestamp;
 
@@ -83,8 +84,9 @@ impl Activity {
         })
     }
 
-    /// Counts a decision, and forgets what has left the window.
-    pub fn note(&mut self, allowed: bool, now: Timestamp, window: Duration) {
+    /// Counts a decision, and forgets what has left the window. One that waits for a
+    /// person is neither an action nor a denial.
+    pub fn note(&mut self, decision: Decision, now: Timestamp, window: Duration) {
         let at = step_of(now, window);
         self.steps
             .retain(|step| step.0 > at - STEPS && step.0 <= at);
@@ -92,12 +94,13 @@ impl Activity {
             self.steps.push(Step(at, Counts::default()));
         }
         if let Some(Step(_, counts)) = self.steps.last_mut() {
-            let count = if allowed {
-                &mut counts.actions
-            } else {
-                &mut counts.denials
-            };
-            *count = count.saturating_add(1);
+            match decision {
+                Decision::Allow | Decision::AllowWithCaps => {
+                    counts.actions = counts.actions.saturating_add(1);
+                }
+                Decision::Deny => counts.denials = counts.denials.saturating_add(1),
+                Decision::RequireApproval => {}
+            }
         }
         self.last = now;
     }
@@ -128,7 +131,9 @@ mod tests {
     fn what_is_counted_leaves_the_window_again() {
         let mut activity = Activity::default();
         for second in 0..10 {
-            activity.note(second % 2 == 0, at(second), WINDOW);
+            let decision = [Decision::Allow, Decision::Deny][usize::from(second % 2 == 1)];
+            activity.note(decision, at(second), WINDOW);
+            activity.note(Decision::RequireApproval, at(second), WINDOW);
         }
         let both = Counts {
             actions: 5,
@@ -143,7 +148,7 @@ mod tests {
     fn it_stays_small_however_long_it_goes_on() {
         let mut activity = Activity::default();
         for second in 0..10_000 {
-            activity.note(false, at(second), WINDOW);
+            activity.note(Decision::Deny, at(second), WINDOW);
         }
         assert!(activity.steps.len() <= 20);
         let denials = activity.counts(at(9_999), WINDOW).denials;

@@ -587,7 +587,7 @@ impl TenantState {
         let window = self.config.tenant.settings.activity_window.get();
         let decision = self.tip.seq;
         self.activity_mut(key)
-            .note(judged.verdict.permits(), now, window);
+            .note(judged.verdict.decision(), now, window);
         for by in &judged.escalating {
             let activity = self.activity_mut(key);
             if !activity.raise(&by.name(), now, window) {

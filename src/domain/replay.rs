@@ -22,13 +22,16 @@ use super::tenant::TenantConfig;
 pub struct Redecided {
     /// Under the other policies.
     pub verdict: Verdict,
-    /// A rule reads arguments that were not kept: the verdict may be another one.
+    /// A rule reads arguments that were not kept, and could change the verdict.
     pub unknown: bool,
 }
 
 impl Redecided {
-    /// Whether it is another decision than the one that was recorded.
+    /// Whether it is known to be another decision than the one that was recorded.
     pub fn differs(&self, body: &Body) -> bool {
+        if self.unknown {
+            return false;
+        }
         Some(self.verdict.decision()) != body.decision || self.caps_differ(body)
     }
 
@@ -97,7 +100,8 @@ pub fn redecide(
             .unwrap_or_default(),
     };
     let ruling = rule(policies, &facts);
-    let unknown = ruling.uncertain;
+    // A rule that denies does so whatever the others would have said.
+    let unknown = ruling.uncertain && ruling.denying.is_empty();
     let verdict = (|| {
         if !ruling.denying.is_empty() {
             let reasons = ruling.denying.iter();

@@ -8,6 +8,7 @@ mod ladder;
 mod operators;
 mod outages;
 mod plans;
+mod policy;
 mod support;
 mod tampering;
 mod tenancy;

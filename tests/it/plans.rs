@@ -12,7 +12,7 @@ use crate::contention::persist;
 use crate::support::*;
 
 /// Every statement on the path of a decision, by the name in its comment.
-const HOT: [&str; 13] = [
+const HOT: [&str; 16] = [
     "find_keys",
     "read_heads",
     "lock_heads",
@@ -24,6 +24,9 @@ const HOT: [&str; 13] = [
     "read_balances",
     "read_accounts",
     "write_batch",
+    "write_batch_activity",
+    "read_documents",
+    "read_activity",
     "standing",
     "overdue",
 ];
@@ -46,6 +49,9 @@ const LARGE: &str = "
         FROM t, generate_series(1, 7) n;
     INSERT INTO idempotency_keys SELECT name, substring(sha256((name || n)::bytea), 1, 16), n
         FROM t, generate_series(1, 7) n;
+    INSERT INTO documents SELECT name, 'POLICY', 1, '{\"rules\":[]}' FROM t;
+    INSERT INTO activity SELECT name, substring(sha256((name || n)::bytea), 1, 16), 0, '{}'
+        FROM t, generate_series(1, 3) n;
     INSERT INTO ledger SELECT name, n, us + n % 2 * 2678400000000, 'RESERVE', 'ALLOW', NULL,
         repeat('x', 200), decode(repeat('00', 32), 'hex'), decode(repeat('00', 32), 'hex')
         FROM clock, t, generate_series(1, 15) n;
@@ -89,6 +95,29 @@ async fn every_statement_of_a_decision_reads_by_index_alone() {
         budget("tenant:acme/agent:bot", Unit::RiskPoints, 1_000_000),
     ])
     .await;
+    // And one whose rules read what agents did of late.
+    let rule = Rule {
+        id: "often".into(),
+        when: "recent.denials > 1000".into(),
+        effect: RuleEffect::Deny.into(),
+        ..Rule::default()
+    };
+    let watched = ProvisionRequest {
+        idempotency_key: unique("provision"),
+        tenants: vec![Tenant {
+            tenant: "watched".into(),
+            ..Tenant::default()
+        }],
+        budgets: vec![budget("tenant:watched", Unit::RiskPoints, 1_000_000)],
+        policies: vec![Policy {
+            tenant: "watched".into(),
+            rules: vec![rule],
+            ..Policy::default()
+        }],
+        ..ProvisionRequest::default()
+    };
+    let mut provisioning = world.operator.clone().provisioning;
+    provisioning.provision(watched).await.expect("a plan");
     world.database.sql(LARGE).await;
     world
         .database
@@ -121,6 +150,9 @@ async fn every_statement_of_a_decision_reads_by_index_alone() {
         let settling = commit(&id, points(2));
         other.commit(settling.clone()).await.expect("a settlement");
         one.commit(settling).await.expect("the same again");
+        let mut request = reserve(1);
+        request.subject = Some(subject("watched"));
+        one.reserve(request).await.expect("an answer");
         let denied = reserve(10_000_000);
         let denial = one.reserve(denied).await.expect("a denial").into_inner();
         assert_eq!(verdict(&denial), "BUDGET_EXCEEDED");
