@@ -8,17 +8,20 @@ use std::sync::Arc;
 use divan::{Bencher, black_box};
 use remit::domain::amount::{Amount, Amounts, Unit};
 use remit::domain::budget::{Budget, BudgetState, CarryOver, Limit, Terms};
+use remit::domain::caps::Caps;
+use remit::domain::catalogue::Pattern;
 use remit::domain::id::{
     BalanceNo, BudgetNo, IdempotencyKey, KeyHash, Method, Name, ReservationId, Sequence, TenantId,
 };
 use remit::domain::ledger::Tip;
 use remit::domain::period::Calendar;
+use remit::domain::policy::{Effect, Match, Mode, Policy, PolicyDocument, Rule};
 use remit::domain::request::{
-    Action, Ask, Command, Commit, Context, Decide, Metadata, Metrics, Origin, Reserve,
+    Action, Arguments, Ask, Command, Commit, Context, Decide, Metadata, Metrics, Origin, Reserve,
 };
 use remit::domain::scope::{Levels, Scope, Subject};
 use remit::domain::state::{Applied, Needs, TenantState};
-use remit::domain::tenant::{Settings, Tenant, TenantConfig};
+use remit::domain::tenant::{Rules, Settings, Tenant, TenantConfig};
 use remit::domain::time::Timestamp;
 
 #[global_allocator]
@@ -194,6 +197,117 @@ fn reserve_and_commit(bencher: Bencher, depth: usize) {
             state.trim(&settled, 16_384);
             changes
         });
+}
+
+/// Rules on a refund: 10 about other tools, 5 that do not hold, 5 that do.
+fn rules() -> Arc<Policy> {
+    let rule = |id: String, when: String, effect, tools: &str| {
+        Arc::new(Rule {
+            id: id.into(),
+            description: "".into(),
+            matches: Match {
+                tools: vec![Pattern::parse(tools).expect("a pattern")],
+                ..Match::default()
+            },
+            when: when.into(),
+            effect,
+            mode: Mode::Enforce,
+            reason: "".into(),
+            caps: Caps::default(),
+            freeze: false,
+        })
+    };
+    let holding = [
+        "args.amount > 1000 && args.customer.startsWith('c-')",
+        "action.tier >= 3 && action.level == 'EXECUTE'",
+        "remaining.RISK_POINTS > 10 && utilization.RISK_POINTS < 9000",
+        "subject.agent != '' && amounts.RISK_POINTS > 0",
+        "environment != 'production'",
+    ];
+    let mut rules = Vec::new();
+    for (at, holds) in holding.into_iter().enumerate() {
+        let not = format!("args.amount > 5000 || args.customer == 'c-{at}'");
+        rules.push(rule(
+            format!("yes{at}"),
+            holds.into(),
+            Effect::Allow,
+            "refund_*",
+        ));
+        rules.push(rule(format!("no{at}"), not, Effect::Deny, "refund_*"));
+        for other in ["mail_*", "deploy_*"] {
+            let when = format!("args.amount > {at}");
+            let id = format!("{}{at}", &other[..4]);
+            rules.push(rule(id, when, Effect::Deny, other));
+        }
+    }
+    let document = Arc::new(PolicyDocument { rules });
+    Arc::new(Policy::compile(document, 1, false).expect("a policy"))
+}
+
+fn ruled(depth: usize, policy: Arc<Policy>) -> TenantState {
+    let plain = state(depth);
+    let budgets: Vec<Budget> = plain.config.budgets().map(|b| (**b).clone()).collect();
+    let rules = Rules {
+        policies: vec![policy],
+        ..Rules::default()
+    };
+    let config = TenantConfig::new(plain.config.tenant.clone(), budgets).with_rules(rules);
+    let mut state = TenantState::new(Arc::new(config), Tip::EMPTY, BalanceNo(1));
+    apply(
+        &mut state,
+        &decide_with(serde_json::json!({"amount": 1_250, "customer": "c-20417"})),
+    );
+    state
+}
+
+fn decide_with(arguments: serde_json::Value) -> Command {
+    let mut ask = ask();
+    ask.arguments = Some(Arc::new(Arguments::of(arguments)));
+    Command::Decide(Box::new(Decide { ask, record: None }))
+}
+
+/// The same as `decide`, under 20 rules of which 5 match.
+#[divan::bench(args = [1, 3, 6])]
+fn decide_under_rules(bencher: Bencher, depth: usize) {
+    let mut state = ruled(depth, rules());
+    let origin = origin();
+    let command = decide_with(serde_json::json!({"amount": 1_250, "customer": "c-20417"}));
+    bencher.bench_local(|| state.apply(black_box(&command), &origin, now()));
+}
+
+/// The most that a policy and arguments can make a decision cost: 100 rules with loops
+/// within loops, on a list as long as the bound lets pass.
+#[divan::bench]
+fn decide_at_the_bound(bencher: Bencher) {
+    let rule = |at: usize| {
+        let when = format!("args.a.exists(x, args.a.exists(y, x * 3 == y - 1 && x == {at}.5))");
+        Arc::new(Rule {
+            id: format!("r{at}").into(),
+            description: "".into(),
+            matches: Match::default(),
+            when: when.into(),
+            effect: Effect::Deny,
+            mode: Mode::Enforce,
+            reason: "".into(),
+            caps: Caps::default(),
+            freeze: false,
+        })
+    };
+    let document = Arc::new(PolicyDocument {
+        rules: (0..100).map(rule).collect(),
+    });
+    let policy = Policy::compile(document, 1, false).expect("a policy");
+    let mut state = ruled(1, Arc::new(policy));
+    let origin = origin();
+    let command = decide_with(serde_json::json!({"a": (0..45).collect::<Vec<_>>()}));
+    bencher.bench_local(|| state.apply(black_box(&command), &origin, now()));
+}
+
+/// Checking and compiling a document of 20 rules.
+#[divan::bench]
+fn compile_rules(bencher: Bencher) {
+    let document = rules().document.clone();
+    bencher.bench_local(|| Policy::compile(black_box(document.clone()), 1, false));
 }
 
 /// The hash of an entry of 1,150 bytes and the one before.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -31,6 +32,9 @@ pub(super) enum Scenario {
     Processes,
     /// Twice the load that one server can take, then none.
     Overload,
+    /// One hot chain without rules, with a catalogue and 20 rules, and with counts of what
+    /// agents did of late, interleaved.
+    Policy,
     /// 10⁵, 10⁶ and 10⁷ ledger entries, 10⁵ tenants. Needs 40 GB and half an hour.
     Growth,
 }
@@ -61,6 +65,8 @@ struct Bench {
 enum On {
     Hot,
     Many,
+    /// One of the many by itself.
+    One(usize),
 }
 
 /// Which servers.
@@ -118,6 +124,7 @@ impl Bench {
         match on {
             On::Hot => vec![self.hot.clone()],
             On::Many => self.many.clone(),
+            On::One(at) => self.many.get(at).cloned().into_iter().collect(),
         }
     }
 
@@ -241,6 +248,7 @@ pub(super) async fn run(args: &BenchArgs) -> anyhow::Result<()> {
         Scenario::Table => table(args, &printer).await,
         Scenario::Processes => processes(args, &printer).await,
         Scenario::Overload => overload(args, &printer).await,
+        Scenario::Policy => policy(args, &printer).await,
         Scenario::Growth => growth(args, &printer).await,
     }
 }
@@ -303,6 +311,39 @@ async fn table(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
     }
     printer.say(&ratios.join("\n"));
+    bench.finish(printer).await
+}
+
+async fn policy(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
+    const KINDS: [(On, &str); 3] = [
+        (On::Hot, "no rules"),
+        (On::One(0), "catalogue, 20 rules, 5 match"),
+        (On::One(1), "the same, and counts of late"),
+    ];
+
+    let bench = Bench::start(args.data_dir.as_deref(), args, &[args.settings()], 2).await?;
+    let channel = connect(&bench.rig.servers[0].address).await?;
+    let operator = world::bearer(&bench.rig.operator_key)?;
+    for (tenant, counts) in bench.many.iter().zip([false, true]) {
+        world::provision_rules(&channel, &operator, &tenant.name, counts).await?;
+        tenant.entries.fetch_add(1, Ordering::Relaxed);
+    }
+    printer.heading();
+    for clients in [1, args.clients as usize] {
+        let mut rows = KINDS.map(|_| Vec::new());
+        for _ in 0..args.rounds {
+            for (at, (on, kind)) in KINDS.into_iter().enumerate() {
+                let what = format!("{clients} clients, {kind}");
+                let row = bench
+                    .measure(what, on, alone(0), args.load(clients))
+                    .await?;
+                rows[at].push(row);
+            }
+        }
+        for rows in rows {
+            printer.row(&Row::median(rows).context("at least one round")?)?;
+        }
+    }
     bench.finish(printer).await
 }
 

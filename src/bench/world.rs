@@ -13,8 +13,9 @@ use crate::client::failed;
 use crate::proto::authority_client::AuthorityClient;
 use crate::proto::provisioning_client::ProvisioningClient;
 use crate::proto::{
-    Action, Amount, ApiKey, Balance, Budget, CreateApiKeyRequest, ListBalancesRequest, Permission,
-    ProvisionRequest, Subject, Tenant, Unit, budget,
+    Action, ActionLevel, Amount, ApiKey, Balance, Budget, CreateApiKeyRequest, ListBalancesRequest,
+    Permission, Policy, ProvisionRequest, Rule, RuleEffect, RuleMatch, Subject, Tenant, Tool, Unit,
+    budget,
 };
 
 /// What every action asks for.
@@ -184,6 +185,74 @@ pub(super) async fn prepare(
         .buffered(AT_ONCE)
         .try_collect()
         .await
+}
+
+/// Gives a tenant a catalogue and 20 rules: 10 are about other tools, 5 do not hold, 5 do
+/// and let the action pass. With `counts` one of them reads what the agent did of late.
+pub(super) async fn provision_rules(
+    channel: &Channel,
+    operator: &MetadataValue<Ascii>,
+    tenant: &str,
+    counts: bool,
+) -> anyhow::Result<()> {
+    let tool = |name: &str| Tool {
+        tenant: tenant.to_owned(),
+        name: name.to_owned(),
+        level: ActionLevel::Execute.into(),
+        tier: 4,
+        ..Tool::default()
+    };
+    let rule = |id: String, when: &str, effect: RuleEffect| Rule {
+        id,
+        when: when.to_owned(),
+        effect: effect.into(),
+        ..Rule::default()
+    };
+    let holding = [
+        "args.amount > 1000 && args.customer.startsWith('c-')",
+        "action.tier >= 3 && action.level == 'EXECUTE'",
+        "remaining.RISK_POINTS > 10 && utilization.RISK_POINTS < 9000",
+        "subject.agent != '' && amounts.RISK_POINTS > 0",
+        if counts {
+            "recent.denials == 0"
+        } else {
+            "environment != 'production'"
+        },
+    ];
+    let mut rules = Vec::new();
+    for (at, holds) in holding.into_iter().enumerate() {
+        rules.push(rule(format!("holds{at}"), holds, RuleEffect::Allow));
+        let not = format!("args.amount > 5000 || args.customer == 'c-{at}'");
+        rules.push(rule(format!("does-not-hold{at}"), &not, RuleEffect::Deny));
+        for other in ["mail", "deploy"] {
+            let elsewhere = RuleMatch {
+                tools: vec![format!("{other}_*")],
+                ..RuleMatch::default()
+            };
+            rules.push(Rule {
+                r#match: Some(elsewhere),
+                ..rule(
+                    format!("{other}{at}"),
+                    &format!("args.amount > {at}"),
+                    RuleEffect::Deny,
+                )
+            });
+        }
+    }
+    let document = ProvisionRequest {
+        idempotency_key: uuid::Uuid::now_v7().to_string(),
+        tools: vec![tool("refund_*"), tool("mail_*"), tool("deploy_*")],
+        policies: vec![Policy {
+            tenant: tenant.to_owned(),
+            rules,
+            ..Policy::default()
+        }],
+        ..ProvisionRequest::default()
+    };
+    let mut provisioning = ProvisioningClient::new(channel.clone());
+    let provisioned = provisioning.provision(request(operator, document)).await;
+    provisioned.map_err(failed).context("provisioning rules")?;
+    Ok(())
 }
 
 async fn loaded(
