@@ -90,10 +90,10 @@ pub(crate) fn read_document(file: &Path) -> anyhow::Result<proto::ProvisionReque
 
 /// Every mistake of a message on a line of its own.
 fn mistakes(status: &Status) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{}",
-        violations(status).unwrap_or_else(|| status.message().to_owned())
-    )
+    match violations(status) {
+        Some(violations) => anyhow::anyhow!("\n{violations}"),
+        None => anyhow::anyhow!("{}", status.message()),
+    }
 }
 
 /// Runs a file of cases. Fails when one is decided otherwise than wanted.

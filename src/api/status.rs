@@ -316,6 +316,12 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::BudgetClosed => precondition("BUDGET_CLOSED", "budget".to_owned(), &[]),
         Refusal::BudgetUnlimited => precondition("BUDGET_UNLIMITED", "budget".to_owned(), &[]),
         Refusal::TooManyCredits(_) => precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[]),
+        Refusal::ScopeNotPermitted { scope } => denied(
+            "SCOPE_NOT_PERMITTED",
+            message.clone(),
+            &[("scope", scope.clone())],
+        ),
+        Refusal::TooManyTools => precondition("TOO_MANY_TOOLS", "tenant".to_owned(), &[]),
         Refusal::TooManyFreezes => precondition("TOO_MANY_FREEZES", "tenant".to_owned(), &[]),
         Refusal::InsufficientRemaining { asked, remaining } => precondition(
             "INSUFFICIENT_REMAINING",

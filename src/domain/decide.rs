@@ -4,6 +4,7 @@
 //! precedence of the answers and stands in the proto. Nothing changes before the
 //! last step has passed, and past that point nothing can fail.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -443,7 +444,7 @@ impl TenantState {
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
         let ask = &request.ask;
-        let judged = self.judge_ask(ask, now)?;
+        let judged = self.judge_ask(ask, origin, now)?;
         let mut answer = Answer::new(judged.verdict.clone());
         answer.balances = judged.lines.iter().map(Line::view).collect();
         if let Some(key) = &request.record {
@@ -489,7 +490,7 @@ impl TenantState {
             });
         }
 
-        let judged = self.judge_ask(ask, now)?;
+        let judged = self.judge_ask(ask, origin, now)?;
         let mut answer = Answer::new(judged.verdict.clone());
         answer.explanation = judged.explanation.clone().filter(|_| ask.explain);
         let Some(key) = pinned_key else {
@@ -555,9 +556,28 @@ impl TenantState {
         Ok(answer)
     }
 
-    fn judge_ask(&self, ask: &Ask, now: Timestamp) -> Result<Judged, Refusal> {
+    /// The subject in the catalogue's toolset, in which the caller must be allowed to act
+    /// too.
+    pub(super) fn placed_for<'a>(
+        &self,
+        subject: &'a Subject,
+        action: &Action,
+        origin: &Origin,
+    ) -> Result<Cow<'a, Subject>, Refusal> {
+        let placed = self.config.placed(subject, action);
+        let confinement = origin.confinement.as_ref();
+        if confinement.is_some_and(|confinement| !confinement.matches(&placed)) {
+            return Err(Refusal::ScopeNotPermitted {
+                scope: placed.scope_text(),
+            });
+        }
+        Ok(placed)
+    }
+
+    fn judge_ask(&self, ask: &Ask, origin: &Origin, now: Timestamp) -> Result<Judged, Refusal> {
+        let subject = self.placed_for(&ask.subject, &ask.action, origin)?;
         let case = Case {
-            subject: &self.config.placed(&ask.subject, &ask.action),
+            subject: &subject,
             action: &ask.action,
             context: &ask.context,
             demand: Demand::Action(ask.estimates),

@@ -16,7 +16,9 @@ use super::policy::{self, PolicyDocument};
 use super::refusal::Refusal;
 use super::request::{Action, Digest};
 use super::scope::Scope;
-use super::tenant::{FREEZES_MAX, Freeze, Settings, Tenant, TenantState, UnprovisionedRule};
+use super::tenant::{
+    FREEZES_MAX, Freeze, Settings, TOOLS_MAX, Tenant, TenantState, UnprovisionedRule,
+};
 use super::time::Timestamp;
 
 /// A tenant as it shall be.
@@ -330,6 +332,9 @@ impl Plan {
                 absent.any(|(of, name)| of == tenant && *name == tool.name)
             };
             tools.retain(|tool| !gone(tool));
+            if tools.len() > TOOLS_MAX {
+                return Err(Refusal::TooManyTools);
+            }
             let before = Catalogue::new(&stands.tools.document, unknown(stands.tenant.as_ref()));
             let after = Catalogue::new(&tools, unknown(planned.as_ref()));
             for name in names {

@@ -377,6 +377,15 @@ pub enum Refusal {
         /// What remains.
         remaining: i64,
     },
+    /// More tools than can be kept.
+    #[error("a tenant can have at most {} tools", super::tenant::TOOLS_MAX)]
+    TooManyTools,
+    /// The catalogue puts the action into a toolset that the key may not act in.
+    #[error("the API key may not act for {scope}, where the catalogue has this action")]
+    ScopeNotPermitted {
+        /// The subject, in the catalogue's toolset.
+        scope: String,
+    },
     /// More scopes than can be kept.
     #[error("a tenant can have at most {} freezes", super::tenant::FREEZES_MAX)]
     TooManyFreezes,

@@ -417,7 +417,7 @@ impl TenantState {
             .unwrap_or(self.config.tenant.settings.default_overage_policy);
         let (lines, mut accounts) = match (&request.of, &expired) {
             (RecordOf::Action(of), _) => {
-                let subject = self.config.placed(&of.0, &of.1);
+                let subject = self.placed_for(&of.0, &of.1, origin)?;
                 self.accounts_of(&subject, &amounts, now)?
             }
             (RecordOf::Expired(_), Some(reservation)) => {

@@ -145,6 +145,9 @@ pub struct Freeze {
     pub since: Timestamp,
 }
 
+/// Most tools of one tenant.
+pub const TOOLS_MAX: usize = 1_000;
+
 /// Most freezes of one tenant.
 pub const FREEZES_MAX: usize = 1_000;
 

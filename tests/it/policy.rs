@@ -95,6 +95,18 @@ tools:
     let answer = ask(&world.operator, elsewhere).await;
     assert_eq!(told(&answer), "BUDGET_NOT_PROVISIONED");
     assert_eq!(answer.reasons[0].scope, "tenant:acme/toolset:mail");
+    // A key that is confined to one toolset can't reach another one by an action's name.
+    let key = world
+        .key("acme", &[Permission::Authority], "toolset:other")
+        .await;
+    let mut confined = action("read_mail", json!({}));
+    confined.subject = Some(Subject {
+        toolset: "other".into(),
+        ..subject("acme")
+    });
+    let refused = world.server.client(&key).authority.reserve(confined).await;
+    let status = refused.expect_err("not its toolset");
+    assert_eq!(reason(&status), "SCOPE_NOT_PERMITTED");
     let answer = ask(&world.operator, action("think", json!({}))).await;
     assert_eq!(told(&answer), "BUDGET_NOT_PROVISIONED");
     assert_eq!(answer.reasons[0].unit(), Unit::Tokens);
