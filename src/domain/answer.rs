@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::amount::{Amount, Amounts, Unit};
+use super::approve::Approval;
 use super::budget::{Balance, Budget, BudgetState};
 use super::caps::Caps;
 use super::id::{ReservationId, Sequence};
@@ -158,8 +159,10 @@ pub struct Lease {
 pub struct Answer {
     /// What was decided; `Allow` where nothing had to be.
     pub verdict: Verdict,
-    /// Reserve and Extend: the hold.
+    /// Reserve, Extend and an approval: the hold.
     pub lease: Option<Lease>,
+    /// Reserve: the approval that it waits for, named as the reservation.
+    pub waits: Option<(ReservationId, Arc<Approval>)>,
     /// Commit and Record: what was charged.
     pub charged: Amounts,
     /// Commit, Release, Expire: what was given back.
@@ -182,6 +185,7 @@ impl Answer {
         Self {
             verdict,
             lease: None,
+            waits: None,
             charged: Amounts::NONE,
             released: Amounts::NONE,
             uncovered: Amounts::NONE,

@@ -99,6 +99,28 @@ pub struct Terms {
     pub state: BudgetState,
 }
 
+/// What happens to an action that a budget has not enough for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExceeded {
+    /// It is denied.
+    #[default]
+    Deny,
+    /// A person can grant exactly what is short, once.
+    RequireApproval {
+        /// Groups of which the person must be in one; none for anybody who may approve.
+        #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+        approvers: Arc<[Box<str>]>,
+    },
+}
+
+impl OnExceeded {
+    /// Whether it says nothing.
+    pub fn is_deny(&self) -> bool {
+        *self == Self::Deny
+    }
+}
+
 /// What an operator provisioned. Scope, unit and period identify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Budget {
@@ -114,6 +136,8 @@ pub struct Budget {
     pub terms: Terms,
     /// What it leaves to agents the more of it is used, in rising order.
     pub thresholds: Arc<[Threshold]>,
+    /// What happens to an action that it has not enough for.
+    pub on_exceeded: OnExceeded,
     /// False once it was taken away: it applies to nothing any more, and is kept
     /// for what was reserved on it, and for when it comes back.
     pub present: bool,
@@ -242,6 +266,13 @@ impl Balance {
         }
         *self = after;
         Ok(())
+    }
+
+    /// Says that what is held lapses by then at the latest.
+    pub fn lapses_by(&mut self, at: Timestamp) {
+        if self.reserved > Amount::ZERO {
+            self.next_lapse = Some(self.next_lapse.map_or(at, |other| other.min(at)));
+        }
     }
 
     /// Gives a hold back.

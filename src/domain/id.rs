@@ -209,6 +209,8 @@ pub enum Method {
     Provision,
     /// `Provisioning.CreateApiKey`
     CreateApiKey,
+    /// `Approvals.ResolveApproval`
+    ResolveApproval,
 }
 
 impl Method {
@@ -222,6 +224,7 @@ impl Method {
             Self::FundBudget => "FundBudget",
             Self::Provision => "Provision",
             Self::CreateApiKey => "CreateApiKey",
+            Self::ResolveApproval => "ResolveApproval",
         }
     }
 }

@@ -13,7 +13,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::activity::Counts;
 use super::amount::{Amount, Amounts, Unit};
-use super::budget::{Balance, Budget, Limit, Terms, named};
+use super::approve::Approval;
+use super::budget::{Balance, Budget, Limit, OnExceeded, Terms, named};
 use super::caps::Caps;
 use super::catalogue::{Resolved, Tool};
 use super::id::{BalanceNo, BudgetNo, IdempotencyKey, KeyId, ReservationId, Sequence, TenantId};
@@ -89,6 +90,8 @@ named! {
         ApiKeyRevoked = "API_KEY_REVOKED",
         /// A rule called for attention over the decision before it.
         Incident = "INCIDENT",
+        /// A person decided on what waited for them.
+        Resolve = "RESOLVE",
     }
 }
 
@@ -208,7 +211,13 @@ pub struct Request {
     /// Reserve, Record: where it was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overage_policy: Option<OveragePolicy>,
-    /// Release: why.
+    /// Resolve: whether it may pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approve: Option<bool>,
+    /// Resolve: the person.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub approver: Box<str>,
+    /// Release, Resolve: why.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub reason: Box<str>,
     /// Commit, Record: what else was measured.
@@ -243,6 +252,9 @@ pub struct ProvisionedBudget {
     /// What it leaves the more of it is used.
     #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
     pub thresholds: Arc<[Threshold]>,
+    /// What happens to an action that it has not enough for.
+    #[serde(default, skip_serializing_if = "OnExceeded::is_deny")]
+    pub on_exceeded: OnExceeded,
     /// False once it was taken away.
     pub present: bool,
 }
@@ -257,6 +269,7 @@ impl From<&Budget> for ProvisionedBudget {
             time_zone: budget.calendar.zone_name().into(),
             terms: budget.terms,
             thresholds: budget.thresholds.clone(),
+            on_exceeded: budget.on_exceeded.clone(),
             present: budget.present,
         }
     }
@@ -500,6 +513,9 @@ pub struct Body {
     /// Provision, incident: all freezes from now on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub freezes: Option<Versioned<Vec<Freeze>>>,
+    /// REQUIRE_APPROVAL: what is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Arc<Approval>>,
 }
 
 impl Body {
@@ -540,6 +556,7 @@ impl Body {
             catalogue: None,
             policy: None,
             freezes: None,
+            approval: None,
         }
     }
 
@@ -598,7 +615,16 @@ impl Request {
                 self.overage_policy != other.overage_policy,
                 "overage_policy",
             ),
-            (self.reason != other.reason, "reason"),
+            (self.approve != other.approve, "approve"),
+            (self.approver != other.approver, "approver"),
+            (
+                self.reason != other.reason,
+                if kind == EntryKind::Resolve {
+                    "note"
+                } else {
+                    "reason"
+                },
+            ),
             (self.metrics != other.metrics, "metrics"),
             (self.metadata != other.metadata, "metadata"),
         ];

@@ -6,12 +6,13 @@
 //! [`budget`] and [`reservation`] (what is kept), [`request`] (what is asked),
 //! [`catalogue`], [`narrowing`] and [`policy`] (what an action is, and what beside
 //! budgets decides on it), [`state`] (one tenant, and the commands that it takes),
-//! [`decide`] (the ladder), [`settle`] and [`fund`] (what comes after), [`provision`] (the
+//! [`decide`] (the ladder), [`approve`], [`settle`] and [`fund`] (what comes after), [`provision`] (the
 //! operator's document), [`ledger`] (what is written down) and [`verify`].
 
 pub mod activity;
 pub mod amount;
 pub mod answer;
+pub mod approve;
 pub mod budget;
 pub mod caps;
 pub mod catalogue;

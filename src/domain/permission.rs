@@ -20,12 +20,14 @@ named! {
         ManageKeys = "MANAGE_KEYS",
         /// Every RPC of Ledger.
         Audit = "AUDIT",
+        /// Every RPC of Approvals.
+        Approve = "APPROVE",
     }
 }
 
 impl Permission {
     /// Every permission.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Authority,
         Self::Read,
         Self::Provision,
@@ -33,6 +35,7 @@ impl Permission {
         Self::Fund,
         Self::ManageKeys,
         Self::Audit,
+        Self::Approve,
     ];
 }
 

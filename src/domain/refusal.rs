@@ -317,6 +317,38 @@ pub enum Refusal {
         /// COMMITTED or RELEASED.
         state: &'static str,
     },
+    /// A person has not decided yet.
+    #[error("the reservation waits for an approval: nothing can be committed or extended yet")]
+    ApprovalPending,
+    /// A person decided before.
+    #[error("the approval is {state} already, by {by}")]
+    ApprovalResolved {
+        /// How it ended.
+        state: &'static str,
+        /// Who was first.
+        by: String,
+    },
+    /// Nobody decided in time.
+    #[error("the approval's time was over at {at}: it counts as denied")]
+    ApprovalExpired {
+        /// When.
+        at: Timestamp,
+    },
+    /// Something was stopped since the approval was asked for.
+    #[error("it can't be approved: {reason}")]
+    ApprovalStopped {
+        /// What.
+        reason: Box<Reason>,
+    },
+    /// The key asked for the approval itself.
+    #[error("the API key asked for this approval: another one has to decide")]
+    OwnApproval,
+    /// The key speaks for none of the groups.
+    #[error("the API key must speak for one of: {}", .groups.join(", "))]
+    NotAnApprover {
+        /// Groups that may decide.
+        groups: Vec<Box<str>>,
+    },
     /// Record takes only reservations that have expired.
     #[error("the reservation is {state}: only an expired one can be recorded")]
     ReservationNotExpired {

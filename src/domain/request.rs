@@ -388,6 +388,23 @@ pub struct Record {
     pub metadata: Metadata,
 }
 
+/// `Approvals.ResolveApproval`
+#[derive(Debug, Clone)]
+pub struct Resolve {
+    /// Makes a retry safe.
+    pub key: IdempotencyKey,
+    /// What waits.
+    pub reservation: ReservationId,
+    /// Whether it may pass.
+    pub approve: bool,
+    /// Groups that the caller's key speaks for.
+    pub groups: Vec<Box<str>>,
+    /// The person, as the approver's side names them.
+    pub approver: Box<str>,
+    /// Why.
+    pub note: Box<str>,
+}
+
 named! {
     /// How FundBudget changes a balance.
     FundOperation {
@@ -449,6 +466,8 @@ pub enum Command {
     Extend(Box<Extend>),
     /// See [`Record`].
     Record(Box<Record>),
+    /// See [`Resolve`].
+    Resolve(Box<Resolve>),
     /// See [`Fund`].
     Fund(Box<Fund>),
     /// Gives back what a reservation holds whose time is over: the sweeper's.
@@ -470,6 +489,7 @@ impl Command {
             Self::Release(request) => (Method::Release, &request.key),
             Self::Extend(request) => (Method::Extend, &request.key),
             Self::Record(request) => (Method::Record, &request.key),
+            Self::Resolve(request) => (Method::ResolveApproval, &request.key),
             Self::Fund(request) => (Method::FundBudget, &request.key),
             // A recorded Decide is decided anew each time.
             Self::Decide(_) | Self::Expire(_) => return None,
@@ -483,6 +503,7 @@ impl Command {
             Self::Commit(request) => Some(request.reservation),
             Self::Release(request) => Some(request.reservation),
             Self::Extend(request) => Some(request.reservation),
+            Self::Resolve(request) => Some(request.reservation),
             Self::Expire(id) => Some(*id),
             Self::Record(request) => match request.of {
                 RecordOf::Expired(id) => Some(id),

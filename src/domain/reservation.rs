@@ -1,6 +1,7 @@
 //! A reservation: a hold with a lease, settled exactly once.
 //!
-//! `ACTIVE → COMMITTED | RELEASED | EXPIRED`. What it holds stands in tranches:
+//! `PENDING_APPROVAL → ACTIVE → COMMITTED | RELEASED | EXPIRED`, most of them ACTIVE from
+//! the start; a pending one can also end as REJECTED, RELEASED or EXPIRED. What it holds stands in tranches:
 //! the first from Reserve, further ones from an Extend that fell on other
 //! balances (a budget was added, a period began). Each tranche settles on the
 //! balances that it was made on.
@@ -11,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::amount::{Amounts, Unit};
+use super::approve::Approval;
 use super::budget::named;
 use super::id::{BalanceNo, ReservationId, Sequence};
 use super::request::{Action, Grace, Metadata, OveragePolicy};
@@ -42,6 +44,8 @@ named! {
         Released = "RELEASED",
         /// Not in time.
         Expired = "EXPIRED",
+        /// By a person's refusal.
+        Rejected = "REJECTED",
     }
 }
 
@@ -61,6 +65,8 @@ pub struct Settlement {
 /// Where a reservation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
+    /// Held until a person decides.
+    Pending,
     /// Held.
     Active,
     /// Ended.
@@ -87,7 +93,7 @@ pub struct Reservation {
     pub created_at: Timestamp,
     /// The entry that made it.
     pub reserve_seq: Sequence,
-    /// When its lease ends.
+    /// When its lease ends; of a pending one, when it can't be approved any more.
     pub expires_at: Timestamp,
     /// How long after that it can still be settled.
     pub grace: Duration,
@@ -95,12 +101,17 @@ pub struct Reservation {
     pub tranches: Vec<Tranche>,
     /// Where it stands.
     pub status: Status,
+    /// What it waited for, if it ever did.
+    pub approval: Option<Arc<Approval>>,
 }
 
 impl Reservation {
-    /// The last instant at which it can be settled.
+    /// The last instant at which it can be settled; of a pending one, approved.
     pub fn settles_until(&self) -> Timestamp {
-        self.expires_at.saturating_add(self.grace)
+        match self.status {
+            Status::Pending => self.expires_at,
+            _ => self.expires_at.saturating_add(self.grace),
+        }
     }
 
     /// Whether its time, with grace, is over.
@@ -109,8 +120,13 @@ impl Reservation {
     }
 
     /// Whether it holds anything.
-    pub fn is_active(&self) -> bool {
-        matches!(self.status, Status::Active)
+    pub fn is_open(&self) -> bool {
+        !matches!(self.status, Status::Settled(_))
+    }
+
+    /// Whether it waits for a person.
+    pub fn is_pending(&self) -> bool {
+        matches!(self.status, Status::Pending)
     }
 
     /// All that was reserved, by unit.
@@ -126,7 +142,8 @@ impl Reservation {
     pub fn state(&self, now: Timestamp) -> &'static str {
         match self.status {
             Status::Settled(settlement) => settlement.kind.as_str(),
-            Status::Active if self.is_overdue(now) => SettlementKind::Expired.as_str(),
+            _ if self.is_overdue(now) => SettlementKind::Expired.as_str(),
+            Status::Pending => "PENDING_APPROVAL",
             Status::Active => "ACTIVE",
         }
     }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use super::amount::{Amount, Amounts, Unit};
 use super::answer::{Answer, Verdict};
+use super::approve::{ApprovalState, Resolution};
 use super::budget::{Balance, Budget};
 use super::decide::{Line, extended, lease, micros, said};
-use super::id::{BalanceNo, KeyHash, Method, Sequence};
+use super::id::{BalanceNo, KeyHash, KeyId, Method, Sequence};
 use super::ledger::{Body, EntryKind, Movement, Request};
 use super::refusal::Refusal;
 use super::request::{Commit, Extend, Origin, OveragePolicy, Record, RecordOf, Release};
@@ -23,10 +24,10 @@ use super::tenant::TenantState as State;
 use super::time::Timestamp;
 
 /// A balance that is being settled on: as stored, and as it becomes.
-struct Account {
-    before: Balance,
-    after: Balance,
-    budget: Arc<Budget>,
+pub(super) struct Account {
+    pub(super) before: Balance,
+    pub(super) after: Balance,
+    pub(super) budget: Arc<Budget>,
 }
 
 /// What became of a use.
@@ -101,7 +102,7 @@ fn charge_overage(
 impl TenantState {
     /// The balances with these numbers, credits lapsed by now. They are loaded:
     /// `needs` has asked for them.
-    fn accounts(&self, numbers: impl Iterator<Item = BalanceNo>, now: Timestamp) -> Vec<Account> {
+    pub(super) fn accounts(&self, numbers: impl Iterator<Item = BalanceNo>, now: Timestamp) -> Vec<Account> {
         let mut accounts: Vec<Account> = Vec::new();
         for no in numbers {
             let known = accounts.iter().any(|account| account.before.no == no);
@@ -137,7 +138,7 @@ impl TenantState {
         Sequence(self.tip.seq.0 + 1)
     }
 
-    fn body_of_settlement(
+    pub(super) fn body_of_settlement(
         &self,
         kind: EntryKind,
         reservation: &Reservation,
@@ -216,9 +217,18 @@ impl TenantState {
         if let Some(answer) = self.replay(Some(key), &body, now) {
             return answer;
         }
-        must_settle(&reservation, now)?;
+        if !reservation.is_pending() || reservation.is_overdue(now) {
+            must_settle(&reservation, now)?;
+        }
+        let (id, waited) = (reservation.id, reservation.is_pending());
+        let approval = reservation.approval.clone().filter(|_| waited);
         self.give_back(&reservation, &mut body, now)?;
-        Ok(self.settled(reservation, SettlementKind::Released, body, key, now))
+        let answer = self.settled(reservation, SettlementKind::Released, body, key, now);
+        if let Some(approval) = approval {
+            let resolution = self.ended(ApprovalState::Withdrawn, origin.key.clone(), now);
+            self.put_approval(id, &approval, Some(resolution));
+        }
+        Ok(answer)
     }
 
     /// Ends a reservation whose time is over. One that is not overdue, or ended
@@ -235,10 +245,15 @@ impl TenantState {
             trace_id: "".into(),
         };
         let reservation = self.reservation(id, &nobody)?.clone();
-        if !reservation.is_active() || !reservation.is_overdue(now) {
+        if !reservation.is_open() || !reservation.is_overdue(now) {
             return Ok(Answer::new(Verdict::Allow));
         }
+        let approval = reservation
+            .approval
+            .clone()
+            .filter(|_| reservation.is_pending());
         let mut body = self.body_of_settlement(EntryKind::Expire, &reservation, None);
+        body.approval = approval.clone();
         self.give_back(&reservation, &mut body, now)?;
         let movements = body.movements.clone();
         let released = body.released;
@@ -250,6 +265,10 @@ impl TenantState {
             seq,
             now,
         );
+        if let Some(approval) = approval {
+            let resolution = self.ended(ApprovalState::Expired, None, now);
+            self.put_approval(id, &approval, Some(resolution));
+        }
         Ok(Answer {
             released,
             balances: self.views(&movements),
@@ -258,7 +277,19 @@ impl TenantState {
         })
     }
 
-    fn give_back(
+    /// How an approval ended that nobody decided; the entry is the last one.
+    fn ended(&self, state: ApprovalState, by: Option<KeyId>, now: Timestamp) -> Resolution {
+        Resolution {
+            state,
+            at: now,
+            by,
+            approver: "".into(),
+            note: "".into(),
+            seq: self.tip.seq,
+        }
+    }
+
+    pub(super) fn give_back(
         &mut self,
         reservation: &Reservation,
         body: &mut Body,
@@ -273,7 +304,7 @@ impl TenantState {
         Ok(())
     }
 
-    fn settled(
+    pub(super) fn settled(
         &mut self,
         reservation: Reservation,
         kind: SettlementKind,
@@ -578,9 +609,10 @@ fn must_settle(reservation: &Reservation, now: Timestamp) -> Result<(), Refusal>
                 state: kind.as_str(),
             }),
         },
-        Status::Active if reservation.is_overdue(now) => Err(Refusal::ReservationExpired {
+        _ if reservation.is_overdue(now) => Err(Refusal::ReservationExpired {
             at: reservation.expires_at,
         }),
+        Status::Pending => Err(Refusal::ApprovalPending),
         Status::Active => Ok(()),
     }
 }

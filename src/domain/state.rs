@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::activity::{Activity, ActivityKey};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
+use super::approve::{Approval, ApprovalRecord, Resolution};
 use super::budget::{Balance, Budget};
 use super::id::{BalanceNo, BudgetNo, KeyHash, ReservationId, Sequence};
 use super::ledger::{Body, Entry, EntryKind, Movement, Tip, Versioned};
@@ -69,6 +70,8 @@ pub struct Needs {
     pub accounts: BTreeSet<Account>,
     /// What agents did of late.
     pub activity: BTreeSet<ActivityKey>,
+    /// How approvals ended.
+    pub approvals: BTreeSet<ReservationId>,
 }
 
 impl Needs {
@@ -107,6 +110,8 @@ pub struct Changes {
     pub activity: Vec<(ActivityKey, Activity)>,
     /// To store in place of those before, where a rule froze an agent.
     pub freezes: Option<Versioned<Vec<Freeze>>>,
+    /// To insert or update.
+    pub approvals: Vec<ApprovalRecord>,
 }
 
 /// One tenant as a decision sees it.
@@ -127,6 +132,9 @@ pub struct TenantState {
     /// Keys whose entries are there too.
     pinned_bodies: Vec<KeyHash>,
     activity: HashMap<ActivityKey, Activity>,
+    /// Approvals that were looked up, or changed.
+    approvals: HashMap<ReservationId, Option<ApprovalRecord>>,
+    dirty_approvals: BTreeSet<ReservationId>,
     /// Scopes that are stopped, with those of this fold.
     pub(super) freezes: Versioned<Vec<Freeze>>,
     changes: Changes,
@@ -144,6 +152,8 @@ impl TenantState {
             tip,
             next_balance,
             activity: HashMap::new(),
+            approvals: HashMap::new(),
+            dirty_approvals: BTreeSet::new(),
             freezes,
             dirty_activity: BTreeSet::new(),
             balances: HashMap::new(),
@@ -171,8 +181,15 @@ impl TenantState {
                 }
                 Some(Some(reservation)) => {
                     // What is settled already was perhaps settled by this key.
-                    look_up |= !reservation.is_active();
+                    look_up |= !reservation.is_open();
                     self.need_balances(reservation.holds().map(|hold| hold.0), needs);
+                    if let (Command::Resolve(_), Some(approval)) = (command, &reservation.approval)
+                    {
+                        self.need_balances(approval.short.iter().map(|hold| hold.0), needs);
+                        if !reservation.is_pending() && !self.approvals.contains_key(&id) {
+                            needs.approvals.insert(id);
+                        }
+                    }
                     if let Command::Extend(_) = command {
                         self.need_accounts(&reservation.subject, &reservation.action, needs);
                     }
@@ -218,7 +235,11 @@ impl TenantState {
                     self.need_account((budget.no, funding.scope.text().clone()), needs);
                 }
             }
-            Command::Commit(_) | Command::Release(_) | Command::Extend(_) | Command::Expire(_) => {}
+            Command::Commit(_)
+            | Command::Release(_)
+            | Command::Extend(_)
+            | Command::Resolve(_)
+            | Command::Expire(_) => {}
         }
     }
 
@@ -261,7 +282,14 @@ impl TenantState {
         reservations: impl IntoIterator<Item = Reservation>,
         balances: impl IntoIterator<Item = Balance>,
         activity: impl IntoIterator<Item = (ActivityKey, Activity)>,
+        approvals: impl IntoIterator<Item = ApprovalRecord>,
     ) {
+        for id in &needs.approvals {
+            self.approvals.insert(*id, None);
+        }
+        for record in approvals {
+            self.approvals.insert(record.reservation, Some(record));
+        }
         for key in &needs.activity {
             self.activity.insert(*key, Activity::default());
         }
@@ -316,6 +344,7 @@ impl TenantState {
             Command::Release(request) => self.release(request, origin, now),
             Command::Extend(request) => self.extend(request, origin, now),
             Command::Record(request) => self.record(request, origin, now),
+            Command::Resolve(request) => self.resolve(request, origin, now),
             Command::Fund(request) => self.fund(request, origin, now),
             Command::Expire(id) => self.expire(*id, now),
         };
@@ -347,6 +376,11 @@ impl TenantState {
             .into_iter()
             .filter_map(|key| Some((key, self.activity.get(&key)?.clone())))
             .collect();
+        let approvals = std::mem::take(&mut self.dirty_approvals);
+        changes.approvals = approvals
+            .into_iter()
+            .filter_map(|id| self.approvals.get(&id)?.clone())
+            .collect();
         let reservations = std::mem::take(&mut self.dirty_reservations);
         changes.reservations = reservations
             .into_iter()
@@ -361,6 +395,7 @@ impl TenantState {
         for id in settled {
             self.reservations.remove(id);
         }
+        self.approvals.clear();
         if self.reservations.len() > most {
             self.reservations.clear();
         }
@@ -398,6 +433,25 @@ impl TenantState {
     pub(super) fn activity_mut(&mut self, key: ActivityKey) -> &mut Activity {
         self.dirty_activity.insert(key);
         self.activity.entry(key).or_default()
+    }
+
+    pub(super) fn approval(&self, id: ReservationId) -> Option<&ApprovalRecord> {
+        self.approvals.get(&id)?.as_ref()
+    }
+
+    /// Writes an approval down where people find it; `resolution` is nothing while it
+    /// waits. The reservation is there already.
+    pub(super) fn put_approval(
+        &mut self,
+        id: ReservationId,
+        approval: &Arc<Approval>,
+        resolution: Option<Resolution>,
+    ) {
+        if let Some(Some(reservation)) = self.reservations.get(&id) {
+            let record = ApprovalRecord::of(reservation, approval, resolution);
+            self.approvals.insert(id, Some(record));
+            self.dirty_approvals.insert(id);
+        }
     }
 
     /// Stops a scope, from the next command on.
@@ -507,6 +561,7 @@ impl TenantState {
             });
         Answer {
             lease,
+            waits: body.reservation.zip(body.approval.clone()),
             charged: body.charged,
             released: body.released,
             uncovered: body.uncovered,
