@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "remit/v1/types.proto",
     "remit/v1/authority.proto",
     "remit/v1/provisioning.proto",
     "remit/v1/ledger.proto",
+    "remit/v1/approvals.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use divan::{Bencher, black_box};
 use remit::domain::amount::{Amount, Amounts, Unit};
-use remit::domain::budget::{Budget, BudgetState, CarryOver, Limit, Terms};
+use remit::domain::budget::{Budget, BudgetState, CarryOver, Limit, OnExceeded, Terms};
 use remit::domain::caps::Caps;
 use remit::domain::catalogue::Pattern;
 use remit::domain::id::{
@@ -99,6 +99,7 @@ fn state(depth: usize) -> TenantState {
             state: BudgetState::Active,
         },
         thresholds: Arc::default(),
+        on_exceeded: OnExceeded::Deny,
         present: true,
         limit_seq: Sequence(1),
         created_at: now(),
@@ -158,7 +159,7 @@ fn apply(state: &mut TenantState, command: &Command) {
     let mut needs = Needs::default();
     state.needs(command, false, &mut needs);
     if !needs.is_empty() {
-        state.load(&needs, [], [], [], [], []);
+        state.load(&needs, [], [], [], [], [], []);
     }
     match state.apply(command, &origin(), now()) {
         Applied::Done(answer) => drop(black_box(answer.expect("an answer"))),
@@ -214,6 +215,8 @@ fn rules() -> Arc<Policy> {
             mode: Mode::Enforce,
             reason: "".into(),
             caps: Caps::default(),
+            approvers: Vec::new(),
+            approval_timeout: None,
             freeze: false,
         })
     };
@@ -290,6 +293,8 @@ fn decide_at_the_bound(bencher: Bencher) {
             mode: Mode::Enforce,
             reason: "".into(),
             caps: Caps::default(),
+            approvers: Vec::new(),
+            approval_timeout: None,
             freeze: false,
         })
     };

@@ -41,6 +41,8 @@ pub(crate) fn exercise(text: &str) -> Became {
         mode: Mode::Enforce,
         reason: "".into(),
         caps: Caps::default(),
+        approvers: Vec::new(),
+        approval_timeout: None,
         freeze: false,
     };
     let document = Arc::new(PolicyDocument {

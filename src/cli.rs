@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
+use crate::approvals::{self, ApprovalsCommand};
 use crate::archive;
 use crate::bench::{self, BenchArgs};
 use crate::client::{self, Bearer, failed};
@@ -43,6 +44,9 @@ enum Command {
     /// Tries a policy: on cases of its own, or on what a server has recorded.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Shows what waits for a person, and decides it.
+    #[command(subcommand)]
+    Approvals(ApprovalsCommand),
     /// Prints a decision for a person: what it went by, why, and what would have been needed.
     Explain(ExplainArgs),
     /// Recomputes every ledger's hash chain and balances, and names the first difference.
@@ -211,6 +215,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             };
             runtime.block_on(policy::replay(&args.file, what, client))
         }
+        Command::Approvals(command) => runtime.block_on(approvals::run(command)),
         Command::Explain(args) => {
             let client = args.client.resolve()?;
             runtime.block_on(explain::explain(&args.decision_id, client))

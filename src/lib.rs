@@ -7,6 +7,7 @@
 //! gets the answer. `docs/architecture.md` tells it file by file.
 
 pub mod api;
+mod approvals;
 mod archive;
 mod bench;
 pub mod cli;

@@ -174,7 +174,7 @@ impl Default for Metrics {
 
 /// The method's own name for itself, so that a wrong path makes no series.
 fn known(path: &str) -> &'static str {
-    const METHODS: [&str; 28] = [
+    const METHODS: [&str; 34] = [
         "remit.v1.Authority/Decide",
         "remit.v1.Authority/Reserve",
         "remit.v1.Authority/Commit",
@@ -184,6 +184,12 @@ fn known(path: &str) -> &'static str {
         "remit.v1.Authority/GetReservation",
         "remit.v1.Authority/ListReservations",
         "remit.v1.Authority/ListBalances",
+        "remit.v1.Authority/WaitReservation",
+        "remit.v1.Authority/AwaitReservation",
+        "remit.v1.Approvals/ListApprovals",
+        "remit.v1.Approvals/GetApproval",
+        "remit.v1.Approvals/ResolveApproval",
+        "remit.v1.Approvals/WatchApprovals",
         "remit.v1.Provisioning/Provision",
         "remit.v1.Provisioning/FundBudget",
         "remit.v1.Provisioning/GetBudget",

@@ -236,7 +236,7 @@ fn apply(
             .iter()
             .map(|key| (*key, activity.clone()))
             .collect();
-        state.load(&needs, [], [], [], [], activity);
+        state.load(&needs, [], [], [], [], activity, []);
     }
     let nobody = Origin {
         key: None,

@@ -32,6 +32,7 @@ use crate::domain::request::Origin;
 use crate::engine::{self, Call, Engine};
 use crate::metrics::Metrics;
 use crate::proto;
+use crate::proto::approvals_server::ApprovalsServer;
 use crate::proto::authority_server::AuthorityServer;
 use crate::proto::ledger_server::LedgerServer;
 use crate::proto::provisioning_server::ProvisioningServer;
@@ -43,9 +44,10 @@ const POOL: u32 = 8;
 /// How often the database is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(1);
 /// Names of the services, as health reports them.
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "",
     "remit.v1.Authority",
+    "remit.v1.Approvals",
     "remit.v1.Provisioning",
     "remit.v1.Ledger",
 ];
@@ -282,6 +284,7 @@ fn routes(
             ProvisioningServer::new(services.clone())
                 .max_decoding_message_size(config.limits.max_provision_bytes),
         )
+        .add_service(ApprovalsServer::new(services.clone()).max_decoding_message_size(message))
         .add_service(LedgerServer::new(services).max_decoding_message_size(message));
     if config.reflection {
         let described = || {
@@ -421,6 +424,7 @@ async fn register(engine: &Engine, key: &KeyText) -> anyhow::Result<()> {
         display_name: "first operator".into(),
         permissions: Permissions::all(),
         subject_prefix: None,
+        approver_groups: Vec::new(),
         secret_sha256: key.secret_sha256(),
         expires_at: None,
     };

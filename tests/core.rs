@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use remit::domain::amount::{Amount, Amounts, Unit};
 use remit::domain::answer::Answer;
-use remit::domain::budget::{Balance, Budget, BudgetState, CarryOver, Limit, Terms};
+use remit::domain::budget::{Balance, Budget, BudgetState, CarryOver, Limit, OnExceeded, Terms};
 use remit::domain::id::{
     BalanceNo, BudgetNo, IdempotencyKey, KeyHash, Name, ReservationId, Sequence, TenantId,
 };
@@ -131,6 +131,7 @@ fn budgets(allocation: i64) -> Vec<Budget> {
             state: BudgetState::Active,
         },
         thresholds: Arc::default(),
+        on_exceeded: OnExceeded::Deny,
         present: true,
         limit_seq: Sequence(0),
         created_at: Timestamp::default(),
@@ -251,6 +252,7 @@ impl Rows {
                     .filter_map(|id| self.reservations.get(id).cloned())
                     .collect::<Vec<_>>(),
                 balances,
+                [],
                 [],
             );
         }

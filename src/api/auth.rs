@@ -5,7 +5,7 @@ use tonic::{Request, Status};
 
 use super::layers::{Deadline, RequestIdentity};
 use super::{fields::Fields, status};
-use crate::domain::id::TenantId;
+use crate::domain::id::{KeyId, TenantId};
 use crate::domain::key::{KeyText, StoredKey};
 use crate::domain::permission::{Permission, Permissions};
 use crate::domain::refusal::Refusal;
@@ -80,6 +80,11 @@ impl Caller {
         }
     }
 
+    /// The public part of the key.
+    pub fn key_id(&self) -> &KeyId {
+        &self.key.id
+    }
+
     /// The tenant that the key belongs to; nothing for an operator's.
     pub fn tenant(&self) -> Option<&TenantId> {
         self.key.tenant.as_ref()
@@ -88,6 +93,11 @@ impl Caller {
     /// What the key may do.
     pub fn permissions(&self) -> Permissions {
         self.key.permissions
+    }
+
+    /// Groups that the key speaks for when it decides on approvals.
+    pub fn approver_groups(&self) -> &[Box<str>] {
+        &self.key.approver_groups
     }
 
     /// Subjects that the key is confined to.

@@ -316,6 +316,28 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::BudgetClosed => precondition("BUDGET_CLOSED", "budget".to_owned(), &[]),
         Refusal::BudgetUnlimited => precondition("BUDGET_UNLIMITED", "budget".to_owned(), &[]),
         Refusal::TooManyCredits(_) => precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[]),
+        Refusal::ApprovalPending => precondition("APPROVAL_PENDING", "reservation".to_owned(), &[]),
+        Refusal::ApprovalResolved { state, by } => precondition(
+            "APPROVAL_RESOLVED",
+            "approval".to_owned(),
+            &[("state", (*state).to_owned()), ("by", by.clone())],
+        ),
+        Refusal::ApprovalExpired { at } => precondition(
+            "APPROVAL_EXPIRED",
+            "approval".to_owned(),
+            &[("expire_time", at.to_string())],
+        ),
+        Refusal::ApprovalStopped { reason } => precondition(
+            "APPROVAL_STOPPED",
+            "approval".to_owned(),
+            &[("cause", reason.code.as_str().to_owned())],
+        ),
+        Refusal::OwnApproval => denied("OWN_APPROVAL", message.clone(), &[]),
+        Refusal::NotAnApprover { groups } => denied(
+            "NOT_AN_APPROVER",
+            message.clone(),
+            &[("groups", groups.join(","))],
+        ),
         Refusal::ScopeNotPermitted { scope } => denied(
             "SCOPE_NOT_PERMITTED",
             message.clone(),

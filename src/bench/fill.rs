@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::world::{self, ACTUAL, ALLOCATION, ESTIMATE};
 use crate::domain::amount::{Amount, Amounts, Unit};
-use crate::domain::budget::{BudgetState, CarryOver, Limit, Terms};
+use crate::domain::budget::{BudgetState, CarryOver, Limit, OnExceeded, Terms};
 use crate::domain::id::{
     BalanceNo, IdempotencyKey, KeyHash, Method, Name, ReservationId, Sequence, TenantId,
 };
@@ -136,6 +136,7 @@ fn tenant_history(
                     },
                     calendar: Calendar::total(),
                     thresholds: Arc::default(),
+                    on_exceeded: OnExceeded::Deny,
                     terms: Terms {
                         limit: Limit::Allocation(Amount::new(ALLOCATION)?),
                         overdraft_limit: Amount::ZERO,
@@ -264,7 +265,7 @@ impl Past {
         // Nothing is stored yet: what is needed and not there does not exist.
         let mut needs = Needs::default();
         self.state.needs(&command, false, &mut needs);
-        self.state.load(&needs, [], [], [], [], []);
+        self.state.load(&needs, [], [], [], [], [], []);
         match self.state.apply(&command, &self.origin, now) {
             Applied::Done(answer) => {
                 answer?;

@@ -280,7 +280,7 @@ pub struct LogArgs {
 /// How to reach a running server, as given. Shared by `provision` and `healthcheck`.
 ///
 /// The key comes from --key-file, else from the variable REMIT_API_KEY.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct ClientArgs {
     /// Server to call: `http://HOST:PORT`, `https://HOST:PORT` or `unix:PATH`.
     #[arg(

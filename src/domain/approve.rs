@@ -166,7 +166,11 @@ impl TenantState {
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
         let reservation = self.reservation(request.reservation, origin)?.clone();
-        let key = KeyHash::of(&self.config.tenant.id, Method::ResolveApproval, &request.key);
+        let key = KeyHash::of(
+            &self.config.tenant.id,
+            Method::ResolveApproval,
+            &request.key,
+        );
         let mut body = self.body_of_settlement(EntryKind::Resolve, &reservation, Some(origin));
         body.idempotency_key = Some(request.key.clone());
         body.request = Some(Request {
@@ -247,17 +251,17 @@ impl TenantState {
         key: KeyHash,
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
-        let stopped = |code| {
-            Refusal::ApprovalStopped {
-                reason: Box::new(Reason::of_tenant(code)),
-            }
+        let stopped = |code| Refusal::ApprovalStopped {
+            reason: Box::new(Reason::of_tenant(code)),
         };
         match self.config.tenant.settings.state {
             State::Active => {}
             State::Suspended => return Err(stopped(ReasonCode::TenantSuspended)),
             State::Closed => return Err(stopped(ReasonCode::TenantClosed)),
         }
-        let subject = self.config.placed(&reservation.subject, &reservation.action);
+        let subject = self
+            .config
+            .placed(&reservation.subject, &reservation.action);
         let mut freezes = self.freezes.document.iter();
         if freezes.any(|freeze| freeze.scope.applied_to(&subject).is_some()) {
             return Err(stopped(ReasonCode::ScopeFrozen));

@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::activity::{ActivityKey, Counts};
 use super::amount::{Amount, Amounts, Unit};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
-use super::budget::{Balance, Budget, BudgetState};
+use super::approve::{Approval, Approvers};
+use super::budget::{Balance, Budget, BudgetState, OnExceeded};
 use super::caps::Caps;
 use super::catalogue::{Resolved, Tier};
 use super::id::{BalanceNo, IdempotencyKey, KeyHash, Method, ReservationId};
@@ -60,6 +61,12 @@ impl Line {
 
     fn view(&self) -> BalanceView {
         BalanceView::of(&self.balance, &self.budget)
+    }
+
+    /// Whether it has not enough left.
+    fn is_short(&self, asked: &Amounts) -> bool {
+        let asked = asked.get(self.budget.unit).unwrap_or_default();
+        asked > self.balance.available(self.budget.terms.limit)
     }
 
     fn reason(&self, code: ReasonCode, shortage: Option<Shortage>) -> Reason {
@@ -129,6 +136,40 @@ struct Judged {
     asked: Amounts,
     explanation: Option<Box<Explanation>>,
     escalating: Vec<Deciding>,
+    approving: Vec<Deciding>,
+}
+
+impl Judged {
+    /// What a reservation waits for that needs approval.
+    fn approval(&self, ttl: Duration, origin: &Origin, now: Timestamp) -> Arc<Approval> {
+        let timeouts = self.approving.iter();
+        let timeout = timeouts
+            .map(|by| by.rule.approval_timeout.unwrap_or_default())
+            .min()
+            .unwrap_or_default();
+        let rules = self.approving.iter().map(|by| by.rule.approvers.clone());
+        let short: Vec<&Line> = self
+            .lines
+            .iter()
+            .filter(|line| line.is_short(&self.asked))
+            .collect();
+        let budgets = short.iter().map(|line| match &line.budget.on_exceeded {
+            OnExceeded::RequireApproval { approvers } => approvers.to_vec(),
+            OnExceeded::Deny => Vec::new(),
+        });
+        let mut approvers: Approvers = rules.chain(budgets).filter(|set| !set.is_empty()).collect();
+        approvers.dedup();
+        Arc::new(Approval {
+            approvers,
+            deadline: now.saturating_add(timeout.get()),
+            ttl_us: micros(ttl),
+            requested_by: origin.key.clone(),
+            short: short
+                .iter()
+                .map(|line| Hold(line.balance.no, line.budget.unit))
+                .collect(),
+        })
+    }
 }
 
 impl TenantState {
@@ -276,6 +317,7 @@ impl TenantState {
             asked,
             explanation,
             escalating: ruling.escalating,
+            approving: ruling.approving,
         })
     }
 
@@ -341,16 +383,18 @@ impl TenantState {
             return Ok(Verdict::Deny(denial));
         }
         // 8. What remains.
+        let mut waits = Vec::new();
         if let Some(denial) = short(asked, lines, now) {
-            return Ok(Verdict::Deny(denial));
+            if !can_be_granted(asked, lines) {
+                return Ok(Verdict::Deny(denial));
+            }
+            waits = denial.reasons;
         }
-        if !ruling.approving.is_empty() {
-            let reasons = ruling.approving.iter();
-            let reasons = reasons
-                .map(|by| by.reason(ReasonCode::ApprovalRequired))
-                .collect();
+        let approving = ruling.approving.iter();
+        waits.extend(approving.map(|by| by.reason(ReasonCode::ApprovalRequired)));
+        if !waits.is_empty() {
             return Ok(Verdict::RequireApproval(Denial {
-                reasons,
+                reasons: waits,
                 retry_after: None,
             }));
         }
@@ -437,6 +481,13 @@ impl TenantState {
         Ok(())
     }
 
+    /// Every balance that applies to an action as of now, once the accounts of its subject
+    /// are there.
+    pub fn outlook(&self, subject: &Subject, action: &Action, now: Timestamp) -> Vec<BalanceView> {
+        let subject = self.config.placed(subject, action);
+        self.lines(&subject, now).iter().map(Line::view).collect()
+    }
+
     pub(super) fn decide(
         &mut self,
         request: &Decide,
@@ -498,7 +549,8 @@ impl TenantState {
             return Ok(answer);
         };
         body = self.told(body, ask, &judged);
-        if !judged.verdict.permits() {
+        let waits = matches!(judged.verdict, Verdict::RequireApproval(_));
+        if !judged.verdict.permits() && !waits {
             self.must_know(pinned_key)?;
             answer.balances = judged.lines.iter().map(Line::view).collect();
             body.movements = self.looked_at(&judged.lines);
@@ -511,14 +563,32 @@ impl TenantState {
         let id = ReservationId::of(key);
         let ttl = request.ttl.unwrap_or(Ttl::DEFAULT).get();
         let grace = request.grace.unwrap_or(Grace::DEFAULT).get();
-        let expires_at = now.saturating_add(ttl);
-        let held = hold(
-            &judged.lines,
-            &judged.asked,
-            expires_at.saturating_add(grace),
-        )?;
+        let approval = waits.then(|| judged.approval(ttl, origin, now));
+        let (expires_at, lapses_at) = match &approval {
+            Some(approval) => (approval.deadline, approval.deadline),
+            None => {
+                let expires_at = now.saturating_add(ttl);
+                (expires_at, expires_at.saturating_add(grace))
+            }
+        };
+        // A balance that is short holds nothing until a person has granted what it lacks.
+        let (short, lines): (Vec<Line>, Vec<Line>) = match approval {
+            Some(_) => judged
+                .lines
+                .iter()
+                .cloned()
+                .partition(|line| line.is_short(&judged.asked)),
+            None => (Vec::new(), judged.lines.clone()),
+        };
+        let held = hold(&lines, &judged.asked, lapses_at)?;
         // From here on nothing can fail.
-        let tranche = self.keep_holds(&held, &mut body, now);
+        let mut tranche = self.keep_holds(&held, &mut body, now);
+        for line in &short {
+            self.keep(line, now);
+            let asked = judged.asked.get(line.budget.unit).unwrap_or_default();
+            tranche.amounts.set(line.budget.unit, asked);
+        }
+        body.movements.extend(self.looked_at(&short));
         if self.config.reads_budgets() {
             // What its rules could read, beside what was held.
             let asked = |line: &&Line| judged.asked.get(line.budget.unit).is_none();
@@ -527,7 +597,8 @@ impl TenantState {
         }
         body.reservation = Some(id);
         body.reserved = tranche.amounts;
-        body.expires_at = Some(expires_at);
+        body.expires_at = Some(expires_at).filter(|_| !waits);
+        body.approval = approval.clone();
         let movements = body.movements.clone();
         let seq = self.append(body, now);
         let settings = &self.config.tenant.settings;
@@ -545,10 +616,21 @@ impl TenantState {
             expires_at,
             grace,
             tranches: vec![tranche],
-            status: Status::Active,
+            status: if waits {
+                Status::Pending
+            } else {
+                Status::Active
+            },
+            approval: approval.clone(),
         };
-        answer.lease = Some(lease(&reservation, now));
+        match &approval {
+            Some(approval) => answer.waits = Some((id, approval.clone())),
+            None => answer.lease = Some(lease(&reservation, now)),
+        }
         self.put_reservation(reservation);
+        if let Some(approval) = &approval {
+            self.put_approval(id, approval, None);
+        }
         self.pin(pinned_key);
         answer.balances = self.views(&movements);
         answer.seq = Some(seq);
@@ -943,6 +1025,12 @@ pub(super) fn short(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<D
         reasons,
         retry_after: wait,
     })
+}
+
+/// Whether a person can grant all that is short.
+pub(super) fn can_be_granted(asked: &Amounts, lines: &[Line]) -> bool {
+    let mut short = lines.iter().filter(|line| line.is_short(asked));
+    short.all(|line| !line.budget.on_exceeded.is_deny())
 }
 
 /// Step 9, still without effect: the lines whose unit is asked for, with the

@@ -84,6 +84,8 @@ pub struct NewKey {
     pub permissions: Permissions,
     /// Subjects that it is confined to.
     pub subject_prefix: Option<ScopeFilter>,
+    /// Groups that it speaks for when it decides on approvals.
+    pub approver_groups: Vec<Box<str>>,
     /// What is stored of the secret.
     pub secret_sha256: Digest,
     /// When it ends by itself.
@@ -103,6 +105,7 @@ impl NewKey {
             display_name: self.display_name.clone(),
             permissions: self.permissions.iter().map(|p| p.as_str().into()).collect(),
             subject_prefix: self.subject_prefix.as_ref().map(|f| f.as_str().into()),
+            approver_groups: self.approver_groups.clone(),
             expires_at: self.expires_at,
         }
     }
@@ -121,6 +124,8 @@ pub struct StoredKey {
     pub permissions: Permissions,
     /// Subjects that it is confined to.
     pub subject_prefix: Option<ScopeFilter>,
+    /// Groups that it speaks for when it decides on approvals.
+    pub approver_groups: Vec<Box<str>>,
     /// SHA-256 of the secret.
     pub secret_sha256: Digest,
     /// When it ends by itself.

@@ -317,6 +317,9 @@ pub struct KeyRecord {
     /// Subjects that it is confined to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject_prefix: Option<Box<str>>,
+    /// Groups that it speaks for when it decides on approvals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approver_groups: Vec<Box<str>>,
     /// When it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::amount::{Amount, Unit};
-use super::budget::{Budget, BudgetState, Limit, Terms, named};
+use super::budget::{Budget, BudgetState, Limit, OnExceeded, Terms, named};
 use super::catalogue::{Catalogue, Pattern, Resolved, Tier, Tool, UnknownAction};
 use super::id::{BudgetNo, Sequence, TenantId};
 use super::ledger::{Change, ChangeKind, ProvisionedBudget, Versioned};
@@ -71,6 +71,8 @@ pub struct BudgetSpec {
     pub terms: Terms,
     /// What it shall leave the more of it is used.
     pub thresholds: Arc<[Threshold]>,
+    /// What shall happen to an action that it has not enough for.
+    pub on_exceeded: OnExceeded,
 }
 
 /// A scope that shall be stopped.
@@ -682,6 +684,7 @@ fn plan_budget(
             calendar: spec.calendar.clone(),
             terms: spec.terms,
             thresholds: spec.thresholds.clone(),
+            on_exceeded: spec.on_exceeded.clone(),
             present: true,
             limit_seq: seq,
             created_at: now,
@@ -691,7 +694,9 @@ fn plan_budget(
     };
     let (old, new) = (&before.terms, &spec.terms);
     let same_thresholds = before.thresholds == spec.thresholds;
-    if before.present && old == new && same_thresholds && before.calendar == spec.calendar {
+    let same_beyond = before.on_exceeded == spec.on_exceeded;
+    let same = old == new && same_thresholds && same_beyond;
+    if before.present && same && before.calendar == spec.calendar {
         return (
             None,
             change(ChangeKind::Unchanged, target, Vec::new(), false),
@@ -707,13 +712,19 @@ fn plan_budget(
     if !same_thresholds {
         differences.0.push("thresholds: changed".into());
     }
-    let widens = narrowing::loosens(&before.thresholds, &spec.thresholds);
+    if !same_beyond {
+        differences.0.push("on_exceeded: changed".into());
+    }
+    // Then people can grant what the allocation does not.
+    let asks = !same_beyond && !spec.on_exceeded.is_deny();
+    let widens = asks || narrowing::loosens(&before.thresholds, &spec.thresholds);
     let relimited = old.limit != new.limit || old.overdraft_limit != new.overdraft_limit;
     let unfreezes = old.state != BudgetState::Active && new.state == BudgetState::Active;
     let budget = Budget {
         calendar: spec.calendar.clone(),
         terms: *new,
         thresholds: spec.thresholds.clone(),
+        on_exceeded: spec.on_exceeded.clone(),
         present: true,
         limit_seq: if relimited { seq } else { before.limit_seq },
         ..before.clone()

@@ -1,5 +1,6 @@
 //! What can be listed, and by what.
 
+use super::approve::ApprovalState;
 use super::id::{BalanceNo, ReservationId, Sequence};
 use super::ledger::{ChainHash, Decision, EntryKind};
 use super::scope::ScopeFilter;
@@ -16,6 +17,10 @@ pub enum StateFilter {
     Released,
     /// Its time over, swept or not.
     Expired,
+    /// Waits for a person, and its time not over.
+    Pending,
+    /// Refused by a person.
+    Rejected,
 }
 
 /// Which reservations, newest first.
@@ -45,6 +50,19 @@ pub struct BalanceQuery {
     /// At most so many.
     pub limit: i64,
     /// What "over" goes by.
+    pub now: Timestamp,
+}
+
+/// Which approvals, soonest deadline first.
+#[derive(Debug, Clone)]
+pub struct ApprovalQuery {
+    /// Only those in this state.
+    pub state: ApprovalState,
+    /// Only those after this one.
+    pub after: Option<(Timestamp, ReservationId)>,
+    /// At most so many.
+    pub limit: i64,
+    /// What "its time over" goes by.
     pub now: Timestamp,
 }
 

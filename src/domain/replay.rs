@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::amount::Amount;
 use super::answer::Verdict;
 use super::budget::{Balance, Limit};
-use super::decide::{Line, Since, demanded, deny_for, narrow, short};
+use super::decide::{Line, Since, can_be_granted, demanded, deny_for, narrow, short};
 use super::id::BalanceNo;
 use super::ledger::{After, Body, Decision, Movement};
 use super::policy::Policy;
@@ -121,6 +121,11 @@ pub fn redecide(
         if was == Decision::Deny && !by_policy {
             return Verdict::recorded(body);
         }
+        // Budgets that a person could fill up waited then as they would now.
+        let recorded_waits = body.reasons.iter().filter(|reason| {
+            was == Decision::RequireApproval && reason.code == ReasonCode::BudgetExceeded
+        });
+        let mut waits: Vec<Reason> = recorded_waits.cloned().collect();
         let mut caps = ruling.caps.clone();
         let mut binding = explanation.and_then(|explanation| explanation.binding.clone());
         if by_policy {
@@ -128,20 +133,21 @@ pub fn redecide(
             let narrowing = narrow(&lines, &resolved, body.time);
             binding = narrowing.binding;
             caps.tighten(&narrowing.caps);
-            if let Some(denial) = narrowing
-                .denial
-                .or_else(|| short(&asked, &lines, body.time))
-            {
+            if let Some(denial) = narrowing.denial {
                 return Verdict::Deny(denial);
             }
+            if let Some(denial) = short(&asked, &lines, body.time) {
+                if !can_be_granted(&asked, &lines) {
+                    return Verdict::Deny(denial);
+                }
+                waits = denial.reasons;
+            }
         }
-        if !ruling.approving.is_empty() {
-            let reasons = ruling.approving.iter();
-            let reasons = reasons
-                .map(|by| by.reason(ReasonCode::ApprovalRequired))
-                .collect();
+        let approving = ruling.approving.iter();
+        waits.extend(approving.map(|by| by.reason(ReasonCode::ApprovalRequired)));
+        if !waits.is_empty() {
             return Verdict::RequireApproval(Denial {
-                reasons,
+                reasons: waits,
                 retry_after: None,
             });
         }

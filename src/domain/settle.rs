@@ -102,7 +102,11 @@ fn charge_overage(
 impl TenantState {
     /// The balances with these numbers, credits lapsed by now. They are loaded:
     /// `needs` has asked for them.
-    pub(super) fn accounts(&self, numbers: impl Iterator<Item = BalanceNo>, now: Timestamp) -> Vec<Account> {
+    pub(super) fn accounts(
+        &self,
+        numbers: impl Iterator<Item = BalanceNo>,
+        now: Timestamp,
+    ) -> Vec<Account> {
         let mut accounts: Vec<Account> = Vec::new();
         for no in numbers {
             let known = accounts.iter().any(|account| account.before.no == no);

@@ -249,7 +249,8 @@ impl TenantState {
             .extend(numbers.filter(|no| !self.balances.contains_key(no)));
     }
 
-    fn need_accounts(&self, subject: &Subject, action: &Action, needs: &mut Needs) {
+    /// What [`TenantState::outlook`] needs.
+    pub fn need_accounts(&self, subject: &Subject, action: &Action, needs: &mut Needs) {
         let subject = self.config.placed(subject, action);
         for (budget, scope) in self.config.applicable(&subject) {
             self.need_account((budget.no, scope), needs);

@@ -250,6 +250,7 @@ impl Engine {
             display_name: key.display_name.clone(),
             permissions: key.permissions.iter().map(|p| p.as_str().into()).collect(),
             subject_prefix: key.subject_prefix.as_ref().map(|f| f.as_str().into()),
+            approver_groups: key.approver_groups.clone(),
             expires_at: key.expires_at,
         });
         keys::revoke_key(&mut tx, id, now).await?;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::queue::{Job, Queue};
+use super::wait::Waits;
 use super::{EngineError, RETRY_AFTER, Written, now};
 use crate::domain::answer::Answer;
 use crate::domain::id::{ReservationId, TenantId};
@@ -56,6 +57,8 @@ type Outcome = Result<Answer, Refusal>;
 struct Done {
     outcomes: Vec<Outcome>,
     written: Vec<Written>,
+    /// Reservations that people decided on, or that ended while they waited.
+    decided: Vec<(TenantId, ReservationId)>,
 }
 
 /// One lane's worker.
@@ -64,6 +67,7 @@ pub(super) struct Worker {
     store: Store,
     queue: Arc<Queue>,
     written: broadcast::Sender<Written>,
+    waits: Arc<Waits>,
     max_batch: usize,
     metrics: Metrics,
     conn: Option<PgConnection>,
@@ -86,6 +90,7 @@ impl Worker {
         store: Store,
         queue: Arc<Queue>,
         written: broadcast::Sender<Written>,
+        waits: Arc<Waits>,
         max_batch: usize,
         metrics: Metrics,
     ) -> Self {
@@ -93,6 +98,7 @@ impl Worker {
             store,
             queue,
             written,
+            waits,
             max_batch: max_batch.max(1),
             metrics,
             conn: None,
@@ -154,6 +160,9 @@ impl Worker {
         match self.decide(&live, started).await {
             Ok(done) => {
                 self.metrics.batch(live.len(), started.elapsed());
+                for (tenant, reservation) in done.decided {
+                    self.waits.changed(&tenant, reservation);
+                }
                 for written in done.written {
                     // Nobody has to be listening.
                     let _ = self.written.send(written);
@@ -262,6 +271,8 @@ impl Worker {
                 return Ok(Done {
                     written: written.collect(),
                     outcomes: open.outcomes,
+                    // Who waits finds out within a second.
+                    decided: Vec::new(),
                 });
             }
         }
@@ -347,7 +358,15 @@ impl Worker {
             return Err(error);
         }
         self.settle_cache(&writes);
-        Ok(Done { outcomes, written })
+        let resolved = writes.iter().flat_map(|write| {
+            let approvals = write.changes.approvals.iter();
+            approvals.map(|record| (write.tenant.clone(), record.reservation))
+        });
+        Ok(Done {
+            decided: resolved.collect(),
+            outcomes,
+            written,
+        })
     }
 
     /// One command; nothing where its key has to be looked up first.
@@ -389,7 +408,7 @@ impl Worker {
                     .changes
                     .reservations
                     .iter()
-                    .filter(|reservation| !reservation.is_active())
+                    .filter(|reservation| !reservation.is_open())
                     .map(|reservation| reservation.id)
                     .collect();
                 cached.state.trim(&settled, ROWS_KEPT);
@@ -483,6 +502,7 @@ impl Worker {
                         loaded.reservations,
                         loaded.balances,
                         loaded.activity,
+                        loaded.approvals,
                     );
                 }
             }

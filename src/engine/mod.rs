@@ -15,7 +15,9 @@ mod queue;
 mod replay;
 mod shedding;
 mod sweep;
+mod wait;
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,16 +29,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::domain::amount::Unit;
 use crate::domain::answer::{Answer, BalanceView};
+use crate::domain::approve::ApprovalRecord;
 use crate::domain::budget::Budget;
 use crate::domain::id::{BalanceNo, BudgetNo, ReservationId, Sequence, TenantId};
-use crate::domain::ledger::Versioned;
+use crate::domain::ledger::{Tip, Versioned};
 use crate::domain::period::Period;
 use crate::domain::policy::PolicyDocument;
-use crate::domain::query::{BalanceQuery, EntryQuery, ReservationQuery, StoredEntry};
+use crate::domain::query::{
+    ApprovalQuery, BalanceQuery, EntryQuery, ReservationQuery, StoredEntry,
+};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::{Command, Origin};
 use crate::domain::reservation::Reservation;
 use crate::domain::scope::Scope;
+use crate::domain::state::{Needs, TenantState};
 use crate::domain::tenant::{Tenant, TenantConfig};
 use crate::domain::time::Timestamp;
 use crate::domain::verify::Report;
@@ -131,6 +137,7 @@ struct Shared {
     lanes: Vec<Arc<Queue>>,
     written: broadcast::Sender<Written>,
     keys: keys::Cache,
+    waits: Arc<wait::Waits>,
     metrics: Metrics,
     tasks: TaskTracker,
     stopping: CancellationToken,
@@ -160,6 +167,7 @@ impl Engine {
             lanes,
             written: broadcast::Sender::new(WRITTEN_KEPT),
             keys: keys::Cache::default(),
+            waits: Arc::default(),
             metrics: metrics.clone(),
             tasks: TaskTracker::new(),
             stopping: CancellationToken::new(),
@@ -170,6 +178,7 @@ impl Engine {
                 engine.0.store.clone(),
                 queue.clone(),
                 engine.0.written.clone(),
+                engine.0.waits.clone(),
                 limits.max_batch,
                 metrics.clone(),
             );
@@ -177,6 +186,7 @@ impl Engine {
         }
         let sweeper = sweep::run(engine.clone(), limits.sweep_interval);
         engine.0.tasks.spawn(sweeper);
+        engine.0.tasks.spawn(wait::look(engine.clone()));
         engine
     }
 
@@ -253,6 +263,50 @@ impl Engine {
         id: ReservationId,
     ) -> Result<Option<Reservation>, EngineError> {
         Ok(self.0.store.reservation(tenant, id).await?)
+    }
+
+    /// One approval.
+    pub async fn approval(
+        &self,
+        tenant: &TenantId,
+        id: ReservationId,
+    ) -> Result<Option<ApprovalRecord>, EngineError> {
+        Ok(self.0.store.approval(tenant, id).await?)
+    }
+
+    /// Approvals, soonest deadline first.
+    pub async fn approvals(
+        &self,
+        tenant: &TenantId,
+        query: &ApprovalQuery,
+    ) -> Result<Vec<ApprovalRecord>, EngineError> {
+        self.must_exist(tenant).await?;
+        Ok(self.0.store.approvals(tenant, query).await?)
+    }
+
+    /// Every balance that applies to a reservation's action, as of now.
+    pub async fn applicable(
+        &self,
+        tenant: &TenantId,
+        reservation: &Reservation,
+    ) -> Result<Vec<BalanceView>, EngineError> {
+        let config = self.config(tenant).await?;
+        let mut state = TenantState::new(config, Tip::EMPTY, BalanceNo(0));
+        let (subject, action) = (&reservation.subject, &reservation.action);
+        // An account, then its balance: the third time nothing is missing.
+        for _ in 0..3 {
+            let mut needs = Needs::default();
+            state.need_accounts(subject, action, &mut needs);
+            if needs.is_empty() {
+                break;
+            }
+            let of_tenant = BTreeMap::from([(tenant.clone(), needs)]);
+            let mut loaded = self.0.store.needed(&of_tenant).await?;
+            if let (Some(loaded), Some(needs)) = (loaded.remove(tenant), of_tenant.get(tenant)) {
+                state.load(needs, [], [], [], loaded.balances, loaded.activity, []);
+            }
+        }
+        Ok(state.outlook(subject, action, now()))
     }
 
     /// Reservations, newest first.

@@ -272,6 +272,7 @@ impl CopyRows {
         reservation: &Reservation,
     ) -> Result<(), StoreError> {
         let (state, settlement) = match &reservation.status {
+            Status::Pending => ("PENDING_APPROVAL", None),
             Status::Active => ("ACTIVE", None),
             Status::Settled(settlement) => (settlement.kind.as_str(), Some(settlement)),
         };

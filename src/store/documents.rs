@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-use super::hot::{read_configs, read_needs};
+use super::hot::{Loaded, read_configs, read_needs};
 use super::rows::column;
 use super::{Store, StoreError, sort};
 use crate::domain::budget::Balance;
@@ -124,16 +124,25 @@ impl Store {
         tenant: &TenantId,
         numbers: BTreeSet<BalanceNo>,
     ) -> Result<Vec<Balance>, StoreError> {
-        let mut conn = self.acquire().await?;
         let needs = Needs {
             balances: numbers,
             ..Needs::default()
         };
-        let mut loaded = read_needs(&mut conn, &BTreeMap::from([(tenant.clone(), needs)])).await?;
+        let needs = BTreeMap::from([(tenant.clone(), needs)]);
+        let mut loaded = self.needed(&needs).await?;
         Ok(loaded
             .remove(tenant)
             .map(|loaded| loaded.balances)
             .unwrap_or_default())
+    }
+
+    /// What some tenants' commands would need, outside the lanes.
+    pub async fn needed(
+        &self,
+        needs: &BTreeMap<TenantId, Needs>,
+    ) -> Result<BTreeMap<TenantId, Loaded>, StoreError> {
+        let mut conn = self.acquire().await?;
+        read_needs(&mut conn, needs).await
     }
 
     /// Forgets what agents did before a time.

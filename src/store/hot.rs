@@ -13,8 +13,9 @@ use super::documents::{Compiled, read_documents};
 use super::rows::{self, column, scope_key, time};
 use super::{StoreError, sort, sort_write};
 use crate::domain::activity::{Activity, ActivityKey};
+use crate::domain::approve::{ApprovalRecord, ApprovalState};
 use crate::domain::budget::Balance;
-use crate::domain::id::{BalanceNo, KeyHash, ReservationId, Sequence, TenantId};
+use crate::domain::id::{BalanceNo, KeyHash, KeyId, ReservationId, Sequence, TenantId};
 use crate::domain::ledger::{Body, ChainHash, Entry, Tip};
 use crate::domain::provision::DocumentKind;
 use crate::domain::reservation::{Reservation, Status};
@@ -69,6 +70,8 @@ pub struct Loaded {
     pub balances: Vec<Balance>,
     /// What agents did of late.
     pub activity: Vec<(ActivityKey, Activity)>,
+    /// How approvals ended.
+    pub approvals: Vec<ApprovalRecord>,
 }
 
 fn names<'a>(tenants: impl IntoIterator<Item = &'a TenantId>) -> Vec<String> {
@@ -355,6 +358,28 @@ pub(crate) async fn read_needs(
             })?;
         }
     }
+
+    let ids = Pairs::of(needs, |n| &n.approvals, |id| id.as_bytes().to_vec());
+    if !ids.is_empty() {
+        let rows = sqlx::query(
+            "/* read_approvals */
+             SELECT a.*
+             FROM unnest($1::text[], $2::bytea[]) AS u (tenant_id, reservation_id)
+             JOIN approvals a ON a.tenant_id = u.tenant_id AND a.reservation_id = u.reservation_id",
+        )
+        .bind(&ids.tenants)
+        .bind(&ids.values)
+        .fetch_all(&mut *conn)
+        .await
+        .map_err(sort)?;
+        for row in rows {
+            let record = super::approvals::record(&row)?;
+            into(&row, &mut |loaded| {
+                loaded.approvals.push(record.clone());
+                Ok(())
+            })?;
+        }
+    }
     Ok(loaded)
 }
 
@@ -369,6 +394,7 @@ struct Columns<'a> {
     ledger: LedgerColumns<'a>,
     activity: ActivityColumns<'a>,
     documents: DocumentColumns<'a>,
+    approvals: ApprovalColumns<'a>,
 }
 
 #[derive(Default)]
@@ -453,6 +479,43 @@ struct DocumentColumns<'a> {
     body: Vec<String>,
 }
 
+#[derive(Default)]
+struct ApprovalColumns<'a> {
+    tenant: Vec<&'a str>,
+    id: Vec<&'a [u8]>,
+    state: Vec<&'static str>,
+    deadline: Vec<i64>,
+    requested: Vec<i64>,
+    reserve_seq: Vec<i64>,
+    body: Vec<String>,
+    resolved: Vec<Option<i64>>,
+    resolved_by: Vec<Option<&'a str>>,
+    approver: Vec<Option<&'a str>>,
+    note: Vec<Option<&'a str>>,
+    resolve_seq: Vec<Option<i64>>,
+}
+
+impl<'a> ApprovalColumns<'a> {
+    fn push(&mut self, tenant: &'a str, record: &'a ApprovalRecord) -> Result<(), StoreError> {
+        let resolution = record.resolution.as_ref();
+        self.tenant.push(tenant);
+        self.id.push(record.reservation.as_bytes());
+        let state = resolution.map_or(ApprovalState::Pending, |resolution| resolution.state);
+        self.state.push(state.as_str());
+        self.deadline.push(record.approval.deadline.as_micros());
+        self.requested.push(record.requested_at.as_micros());
+        self.reserve_seq.push(record.reserve_seq.0);
+        self.body.push(serde_json::to_string(&record.approval)?);
+        self.resolved.push(resolution.map(|of| of.at.as_micros()));
+        self.resolved_by
+            .push(resolution.and_then(|of| of.by.as_ref().map(KeyId::as_str)));
+        self.approver.push(resolution.map(|of| &*of.approver));
+        self.note.push(resolution.map(|of| &*of.note));
+        self.resolve_seq.push(resolution.map(|of| of.seq.0));
+        Ok(())
+    }
+}
+
 impl<'a> Columns<'a> {
     fn of(writes: &'a [TenantWrite]) -> Result<Self, StoreError> {
         let mut columns = Self::default();
@@ -478,6 +541,9 @@ impl<'a> Columns<'a> {
                 columns.activity.key.push(key.as_bytes());
                 columns.activity.last.push(activity.last.as_micros());
                 columns.activity.body.push(serde_json::to_string(activity)?);
+            }
+            for record in &write.changes.approvals {
+                columns.approvals.push(tenant, record)?;
             }
             if let Some(freezes) = &write.changes.freezes {
                 columns.documents.tenant.push(tenant);
@@ -526,6 +592,7 @@ impl<'a> BalanceColumns<'a> {
 impl<'a> ReservationColumns<'a> {
     fn push(&mut self, tenant: &'a str, reservation: &'a Reservation) -> Result<(), StoreError> {
         let (state, settlement) = match &reservation.status {
+            Status::Pending => ("PENDING_APPROVAL", None),
             Status::Active => ("ACTIVE", None),
             Status::Settled(settlement) => (settlement.kind.as_str(), Some(settlement)),
         };
@@ -652,10 +719,10 @@ pub(crate) async fn write(
     writes: &[TenantWrite],
 ) -> Result<(), StoreError> {
     const WRITE: &str = write_batch!("/* write_batch */", "");
-    // Only where a rule reads what agents did of late: a table more in the statement
-    // costs every batch.
-    const WRITE_ACTIVITY: &str = write_batch!(
-        "/* write_batch_activity */",
+    // Only where rules or people have a say: a table more in the statement costs every
+    // batch.
+    const WRITE_MORE: &str = write_batch!(
+        "/* write_batch_more */",
         ", activity_put AS (
             INSERT INTO activity (tenant_id, activity_key, last_us, body)
             SELECT u.* FROM unnest($47::text[], $48::bytea[], $49::bigint[], $50::text[]) AS u
@@ -668,6 +735,17 @@ pub(crate) async fn write(
             WHERE (SELECT ok FROM passed)
             ON CONFLICT (tenant_id, kind) DO UPDATE SET
                 version = excluded.version, body = excluded.body
+        ), approvals_put AS (
+            INSERT INTO approvals (tenant_id, reservation_id, state, deadline_us, requested_us,
+                reserve_seq, body, resolved_us, resolved_by, approver, note, resolve_seq)
+            SELECT u.* FROM unnest($55::text[], $56::bytea[], $57::text[], $58::bigint[], $59::bigint[],
+                $60::bigint[], $61::text[], $62::bigint[], $63::text[], $64::text[], $65::text[],
+                $66::bigint[]) AS u
+            WHERE (SELECT ok FROM passed)
+            ON CONFLICT (tenant_id, reservation_id) DO UPDATE SET
+                state = excluded.state, resolved_us = excluded.resolved_us,
+                resolved_by = excluded.resolved_by, approver = excluded.approver,
+                note = excluded.note, resolve_seq = excluded.resolve_seq
         )"
     );
     let Columns {
@@ -678,9 +756,11 @@ pub(crate) async fn write(
         ledger,
         activity,
         documents,
+        approvals,
     } = Columns::of(writes)?;
-    let with_activity = !activity.tenant.is_empty() || !documents.tenant.is_empty();
-    let mut query = sqlx::query(if with_activity { WRITE_ACTIVITY } else { WRITE })
+    let more = [&activity.tenant, &documents.tenant, &approvals.tenant];
+    let more = more.into_iter().any(|tenants| !tenants.is_empty());
+    let mut query = sqlx::query(if more { WRITE_MORE } else { WRITE })
         .bind(heads.tenant)
         .bind(heads.fence)
         .bind(heads.seq)
@@ -727,7 +807,7 @@ pub(crate) async fn write(
         .bind(ledger.body)
         .bind(ledger.prev_hash)
         .bind(ledger.hash);
-    if with_activity {
+    if more {
         query = query
             .bind(activity.tenant)
             .bind(activity.key)
@@ -736,7 +816,19 @@ pub(crate) async fn write(
             .bind(documents.tenant)
             .bind(documents.kind)
             .bind(documents.version)
-            .bind(documents.body);
+            .bind(documents.body)
+            .bind(approvals.tenant)
+            .bind(approvals.id)
+            .bind(approvals.state)
+            .bind(approvals.deadline)
+            .bind(approvals.requested)
+            .bind(approvals.reserve_seq)
+            .bind(approvals.body)
+            .bind(approvals.resolved)
+            .bind(approvals.resolved_by)
+            .bind(approvals.approver)
+            .bind(approvals.note)
+            .bind(approvals.resolve_seq);
     }
     query.execute(conn).await.map_err(sort_write)?;
     Ok(())

@@ -22,6 +22,11 @@ fn stored_key(row: &PgRow) -> Result<StoredKey, StoreError> {
         display_name: column::<String>(row, "display_name")?.into(),
         permissions: Permissions::parse(column(row, "permissions")?)?,
         subject_prefix: prefix.map(ScopeFilter::parse).transpose()?,
+        approver_groups: column::<&str>(row, "approver_groups")?
+            .split(',')
+            .filter(|group| !group.is_empty())
+            .map(Into::into)
+            .collect(),
         secret_sha256: Digest(
             digest
                 .try_into()
@@ -93,8 +98,8 @@ pub(crate) async fn insert_key(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "/* insert_key */ INSERT INTO api_keys (key_id, tenant_id, display_name, permissions,
-             subject_prefix, secret_sha256, expires_us, created_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+             subject_prefix, secret_sha256, expires_us, created_us, approver_groups)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
     )
     .bind(key.id.as_str())
     .bind(key.chain().as_str().to_owned())
@@ -104,6 +109,7 @@ pub(crate) async fn insert_key(
     .bind(key.secret_sha256.0.to_vec())
     .bind(key.expires_at.map(Timestamp::as_micros))
     .bind(now.as_micros())
+    .bind(key.approver_groups.join(","))
     .execute(conn)
     .await
     .map_err(sort)?;

@@ -132,6 +132,8 @@ impl Store {
             StateFilter::Committed => "COMMITTED",
             StateFilter::Released => "RELEASED",
             StateFilter::Expired => "EXPIRED",
+            StateFilter::Pending => "PENDING_APPROVAL",
+            StateFilter::Rejected => "REJECTED",
         });
         let before = match query.before {
             Some((_, id)) => self.reservation(tenant, id).await?.map(|r| r.reserve_seq.0),
@@ -143,7 +145,8 @@ impl Store {
              JOIN reservations r ON r.tenant_id = l.tenant_id AND r.reservation_id = l.reservation_id
              WHERE l.tenant_id = $1 AND l.kind = 'RESERVE' AND l.decision <> 'DENY' AND l.seq < $2
                AND ($3::text IS NULL
-                    OR CASE WHEN r.state = 'ACTIVE' AND r.lapses_us < $5 THEN 'EXPIRED' ELSE r.state END = $3)
+                    OR CASE WHEN r.state IN ('ACTIVE', 'PENDING_APPROVAL') AND r.lapses_us < $5
+                        THEN 'EXPIRED' ELSE r.state END = $3)
                AND '/' || r.scope || '/' LIKE ALL ($4::text[])
              ORDER BY l.seq DESC LIMIT $6",
         )
@@ -287,7 +290,7 @@ impl Store {
     ) -> Result<Vec<(TenantId, ReservationId, Timestamp)>, StoreError> {
         let rows = sqlx::query(
             "/* overdue */ SELECT tenant_id, reservation_id, lapses_us FROM reservations
-             WHERE lapses_us >= $1 AND lapses_us < $2 AND state = 'ACTIVE'
+             WHERE lapses_us >= $1 AND lapses_us < $2 AND state IN ('ACTIVE', 'PENDING_APPROVAL')
              ORDER BY lapses_us LIMIT $3",
         )
         .bind(from.as_micros())

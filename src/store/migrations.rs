@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{StoreError, partitions, sort};
 
 /// The version that this program needs.
-pub const SCHEMA_VERSION: i32 = 4;
+pub const SCHEMA_VERSION: i32 = 5;
 
 /// The version from which on the ledger has months.
 const PARTITIONED: i32 = 2;
@@ -31,6 +31,11 @@ const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [
         4,
         "policy",
         include_str!("../../migrations/0004_policy.sql"),
+    ),
+    (
+        5,
+        "approvals",
+        include_str!("../../migrations/0005_approvals.sql"),
     ),
 ];
 

@@ -12,6 +12,7 @@
 //! **Reading.** The head is read before what it guards. What was read later than
 //! the head can be newer, never older, and then the write misses the fence.
 
+pub(crate) mod approvals;
 mod archive;
 mod benchmark;
 pub(crate) mod documents;

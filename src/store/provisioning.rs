@@ -121,21 +121,25 @@ pub(crate) async fn put_budgets(
         .iter()
         .map(|budget| rows::json(Some(&budget.thresholds).filter(|all| !all.is_empty())))
         .collect::<Result<Vec<_>, _>>()?;
+    let on_exceeded = budgets
+        .iter()
+        .map(|budget| rows::json(Some(&budget.on_exceeded).filter(|of| !of.is_deny())))
+        .collect::<Result<Vec<_>, _>>()?;
     fn each<T>(budgets: &[Budget], value: impl Fn(&Budget) -> T) -> Vec<T> {
         budgets.iter().map(value).collect()
     }
     sqlx::query(
         "/* put_budgets */
          INSERT INTO budgets (tenant_id, budget_no, scope, unit, period, time_zone, allocation,
-             overdraft_limit, carry_over, state, present, limit_seq, created_us, thresholds)
+             overdraft_limit, carry_over, state, present, limit_seq, created_us, thresholds, on_exceeded)
          SELECT $1, u.* FROM unnest($2::int[], $3::text[], $4::text[], $5::text[], $6::text[],
              $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::boolean[], $12::bigint[],
-             $13::bigint[], $14::text[]) AS u
+             $13::bigint[], $14::text[], $15::text[]) AS u
          ON CONFLICT (tenant_id, budget_no) DO UPDATE SET time_zone = excluded.time_zone,
              allocation = excluded.allocation, overdraft_limit = excluded.overdraft_limit,
              carry_over = excluded.carry_over, state = excluded.state,
              present = excluded.present, limit_seq = excluded.limit_seq,
-             thresholds = excluded.thresholds",
+             thresholds = excluded.thresholds, on_exceeded = excluded.on_exceeded",
     )
     .bind(tenant.as_str())
     .bind(each(budgets, |b| b.no.0))
@@ -151,6 +155,7 @@ pub(crate) async fn put_budgets(
     .bind(each(budgets, |b| b.limit_seq.0))
     .bind(each(budgets, |b| b.created_at.as_micros()))
     .bind(thresholds)
+    .bind(on_exceeded)
     .execute(conn)
     .await
     .map_err(sort)?;

@@ -11,6 +11,7 @@ use sqlx::postgres::PgRow;
 
 use super::StoreError;
 use crate::domain::amount::{Amount, Amounts, Unit};
+use crate::domain::approve::Approval;
 use crate::domain::budget::{Balance, Budget, BudgetState, CarryOver, Credit, Limit, Terms};
 use crate::domain::id::{
     BalanceNo, BudgetNo, KeyHash, Malformed, ReservationId, Sequence, TenantId,
@@ -112,6 +113,7 @@ pub(super) fn budget(row: &PgRow) -> Result<Budget, StoreError> {
         thresholds: json_or_none::<Vec<Threshold>>(row, "thresholds")?
             .unwrap_or_default()
             .into(),
+        on_exceeded: json_or_none(row, "on_exceeded")?.unwrap_or_default(),
         present: column(row, "present")?,
         limit_seq: Sequence(column(row, "limit_seq")?),
         created_at: time(row, "created_us")?,
@@ -164,6 +166,8 @@ struct ReservationBody {
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,
     grace_us: u64,
+    #[serde(default)]
+    approval: Option<Arc<Approval>>,
 }
 
 /// The same, borrowed.
@@ -175,6 +179,8 @@ struct ReservationBodyRef<'a> {
     #[serde(skip_serializing_if = "Metadata::is_empty")]
     metadata: &'a Metadata,
     grace_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approval: Option<&'a Approval>,
 }
 
 pub(super) fn reservation_body(reservation: &Reservation) -> Result<String, StoreError> {
@@ -184,6 +190,7 @@ pub(super) fn reservation_body(reservation: &Reservation) -> Result<String, Stor
         overage_policy: reservation.overage_policy,
         metadata: &reservation.metadata,
         grace_us: u64::try_from(reservation.grace.as_micros()).unwrap_or(u64::MAX),
+        approval: reservation.approval.as_deref(),
     })?)
 }
 
@@ -192,6 +199,7 @@ pub(super) fn reservation(row: &PgRow) -> Result<Reservation, StoreError> {
     let tranches: Vec<Tranche> = serde_json::from_str(column(row, "holds")?)?;
     let status = match column::<&str>(row, "state")? {
         "ACTIVE" => Status::Active,
+        "PENDING_APPROVAL" => Status::Pending,
         settled => {
             let charged: Option<&str> = column(row, "charged")?;
             Status::Settled(Settlement {
@@ -218,5 +226,6 @@ pub(super) fn reservation(row: &PgRow) -> Result<Reservation, StoreError> {
         grace: Duration::from_micros(body.grace_us),
         tranches,
         status,
+        approval: body.approval,
     })
 }

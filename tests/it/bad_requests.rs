@@ -100,6 +100,7 @@ async fn rows(
         mut authority,
         mut provisioning,
         mut ledger,
+        approvals: _,
     } = world.operator.clone();
     let invalid = Code::InvalidArgument;
     let mut rows: Vec<Row> = Vec::new();

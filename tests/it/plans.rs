@@ -24,7 +24,7 @@ const HOT: [&str; 16] = [
     "read_balances",
     "read_accounts",
     "write_batch",
-    "write_batch_activity",
+    "write_batch_more",
     "read_documents",
     "read_activity",
     "standing",

@@ -17,7 +17,7 @@ fn document(text: &str) -> ProvisionRequest {
     document
 }
 
-async fn provision(client: &Client, text: &str) -> Result<ProvisionResponse, Status> {
+pub(crate) async fn provision(client: &Client, text: &str) -> Result<ProvisionResponse, Status> {
     let answer = client.provisioning.clone().provision(document(text)).await;
     answer.map(tonic::Response::into_inner)
 }
@@ -35,7 +35,7 @@ fn policy(rules: &str) -> String {
     format!("policies: [{{tenant: acme, rules: [{rules}]}}]")
 }
 
-fn action(name: &str, arguments: serde_json::Value) -> ReserveRequest {
+pub(crate) fn action(name: &str, arguments: serde_json::Value) -> ReserveRequest {
     ReserveRequest {
         action: Some(Action {
             name: name.into(),
@@ -48,13 +48,13 @@ fn action(name: &str, arguments: serde_json::Value) -> ReserveRequest {
     }
 }
 
-async fn ask(client: &Client, request: ReserveRequest) -> ReserveResponse {
+pub(crate) async fn ask(client: &Client, request: ReserveRequest) -> ReserveResponse {
     let answer = client.authority.clone().reserve(request).await;
     answer.expect("an answer").into_inner()
 }
 
 /// A verdict, with a word for decisions that have no reason.
-fn told(answer: &ReserveResponse) -> String {
+pub(crate) fn told(answer: &ReserveResponse) -> String {
     match answer.reasons.first() {
         Some(reason) => reason.code.clone(),
         None => answer.decision().as_str_name().replace("DECISION_", ""),

@@ -21,6 +21,7 @@ async fn another_tenants_things_answer_as_if_they_did_not_exist() {
         Permission::Fund,
         Permission::ManageKeys,
         Permission::Audit,
+        Permission::Approve,
     ];
     let key = world.key("other", &all, "").await;
     let acme_key = world.key("acme", &all, "").await;
@@ -67,6 +68,7 @@ async fn every_rpc(
         mut authority,
         mut provisioning,
         mut ledger,
+        mut approvals,
     } = client;
     let mut got = Vec::new();
     macro_rules! refused {
@@ -137,6 +139,87 @@ async fn every_rpc(
         authority.list_balances(ListBalancesRequest {
             tenant: tenant_field.clone(),
             ..ListBalancesRequest::default()
+        })
+    );
+    let waits = || AwaitReservationRequest {
+        reservation_id: id.into(),
+        tenant: tenant_field.clone(),
+        ..AwaitReservationRequest::default()
+    };
+    refused!("AwaitReservation", authority.await_reservation(waits()));
+    refused!(
+        "WaitReservation",
+        authority.wait_reservation(WaitReservationRequest {
+            reservation_id: id.into(),
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "ListApprovals",
+        approvals.list_approvals(ListApprovalsRequest {
+            tenant: tenant_field.clone(),
+            ..ListApprovalsRequest::default()
+        })
+    );
+    refused!(
+        "GetApproval",
+        approvals.get_approval(GetApprovalRequest {
+            approval_id: id.into(),
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "ResolveApproval",
+        approvals.resolve_approval(ResolveApprovalRequest {
+            idempotency_key: unique("x"),
+            approval_id: id.into(),
+            resolution: Some(resolve_approval_request::Resolution::Approve(true)),
+            tenant: tenant_field.clone(),
+            ..ResolveApprovalRequest::default()
+        })
+    );
+    refused!(
+        "WatchApprovals",
+        approvals.watch_approvals(WatchApprovalsRequest {
+            tenant: tenant_field.clone(),
+        })
+    );
+    let policy = || Policy {
+        tenant: tenant_field.clone(),
+        ..Policy::default()
+    };
+    refused!(
+        "Provision a policy",
+        provisioning.provision(ProvisionRequest {
+            idempotency_key: unique("x"),
+            policies: vec![policy()],
+            ..ProvisionRequest::default()
+        })
+    );
+    refused!(
+        "ListTools",
+        provisioning.list_tools(ListToolsRequest {
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "GetPolicy",
+        provisioning.get_policy(GetPolicyRequest {
+            tenant: tenant_field.clone(),
+            all_tenants: false,
+        })
+    );
+    refused!(
+        "ListFreezes",
+        provisioning.list_freezes(ListFreezesRequest {
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "ReplayPolicy",
+        ledger.replay_policy(ReplayPolicyRequest {
+            policy: Some(policy()),
+            ..ReplayPolicyRequest::default()
         })
     );
     let scope = format!("tenant:{tenant}");

@@ -1,6 +1,7 @@
 //! The messages of `Authority`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tonic::Status;
 
@@ -9,7 +10,7 @@ use crate::api::arguments;
 use crate::api::fields::Fields;
 use crate::domain::amount::{Amount, Amounts};
 use crate::domain::answer::Answer;
-use crate::domain::id::{Malformed, Name, TenantId};
+use crate::domain::id::{Malformed, Name, ReservationId, TenantId};
 use crate::domain::ledger::Decision;
 use crate::domain::query::StateFilter;
 use crate::domain::refusal::Reason;
@@ -388,6 +389,31 @@ pub fn record(
     fields.finish(made)
 }
 
+/// How long an AwaitReservation waits where nothing is said, and at the most.
+const AWAIT_DEFAULT: Duration = Duration::from_secs(25);
+const AWAIT_MAX: Duration = Duration::from_secs(55);
+
+/// Takes an AwaitReservationRequest: whose, which and how long.
+pub fn await_reservation(
+    message: proto::AwaitReservationRequest,
+    own: Option<&TenantId>,
+) -> Result<(TenantId, ReservationId, Duration), Status> {
+    let proto::AwaitReservationRequest {
+        reservation_id,
+        timeout,
+        tenant,
+    } = message;
+    let mut fields = Fields::default();
+    let tenant = fields.tenant("tenant", &tenant, own);
+    let reservation = fields.reservation(&reservation_id);
+    let timeout = fields.duration("timeout", timeout).unwrap_or(AWAIT_DEFAULT);
+    if timeout > AWAIT_MAX {
+        fields.bad("timeout", "0s to 55s");
+    }
+    let made = tenant.zip(reservation);
+    fields.finish(made.map(|(tenant, reservation)| (tenant, reservation, timeout)))
+}
+
 /// A filter by scope that may be empty.
 pub fn scope_filter(fields: &mut Fields, text: &str) -> Option<ScopeFilter> {
     match text {
@@ -404,6 +430,8 @@ pub fn state_filter(fields: &mut Fields, value: i32) -> Option<StateFilter> {
         Ok(proto::ReservationState::Committed) => Some(StateFilter::Committed),
         Ok(proto::ReservationState::Released) => Some(StateFilter::Released),
         Ok(proto::ReservationState::Expired) => Some(StateFilter::Expired),
+        Ok(proto::ReservationState::PendingApproval) => Some(StateFilter::Pending),
+        Ok(proto::ReservationState::Rejected) => Some(StateFilter::Rejected),
         Err(_) => {
             fields.bad("state", "a known ReservationState");
             None
@@ -501,6 +529,13 @@ pub fn reserved(tenant: &TenantId, answer: &Answer) -> proto::ReserveResponse {
         ledger_sequence: sequence(answer),
         decision_id: decision_id(tenant, answer),
         explanation: explanation(answer),
+        approval: answer
+            .waits
+            .as_ref()
+            .map(|(id, approval)| proto::PendingApproval {
+                approval_id: id.to_string(),
+                expire_time: Some(time(approval.deadline)),
+            }),
     }
 }
 
@@ -555,7 +590,16 @@ pub fn recorded(answer: &Answer) -> proto::RecordResponse {
     }
 }
 
-fn subject_message(subject: &Subject) -> proto::Subject {
+/// Words circumstances.
+pub(super) fn context_message(context: &Context) -> proto::Context {
+    proto::Context {
+        environment: context.environment.to_string(),
+        actor: context.actor.to_string(),
+        reason: context.reason.to_string(),
+    }
+}
+
+pub(super) fn subject_message(subject: &Subject) -> proto::Subject {
     let text = |name: &Option<Name>| {
         name.as_ref()
             .map_or_else(String::new, |name| name.display().to_owned())
@@ -579,14 +623,16 @@ fn subject_message(subject: &Subject) -> proto::Subject {
 /// Words a reservation as it is now.
 pub fn reservation(reservation: &Reservation, now: Timestamp) -> proto::Reservation {
     let settlement = match &reservation.status {
-        Standing::Active => None,
+        Standing::Pending | Standing::Active => None,
         Standing::Settled(settlement) => Some(settlement),
     };
     let state = match settlement.map(|settlement| settlement.kind) {
         Some(SettlementKind::Committed) => proto::ReservationState::Committed,
         Some(SettlementKind::Released) => proto::ReservationState::Released,
         Some(SettlementKind::Expired) => proto::ReservationState::Expired,
+        Some(SettlementKind::Rejected) => proto::ReservationState::Rejected,
         None if reservation.is_overdue(now) => proto::ReservationState::Expired,
+        None if reservation.is_pending() => proto::ReservationState::PendingApproval,
         None => proto::ReservationState::Active,
     };
     proto::Reservation {

@@ -26,6 +26,7 @@ fn kind(kind: EntryKind) -> proto::EntryKind {
         EntryKind::ApiKeyCreated => proto::EntryKind::ApiKeyCreated,
         EntryKind::ApiKeyRevoked => proto::EntryKind::ApiKeyRevoked,
         EntryKind::Incident => proto::EntryKind::Incident,
+        EntryKind::Resolve => proto::EntryKind::Resolve,
     }
 }
 
@@ -48,6 +49,7 @@ pub fn kinds(fields: &mut Fields, values: &[i32]) -> Vec<EntryKind> {
             Ok(proto::EntryKind::ApiKeyCreated) => EntryKind::ApiKeyCreated,
             Ok(proto::EntryKind::ApiKeyRevoked) => EntryKind::ApiKeyRevoked,
             Ok(proto::EntryKind::Incident) => EntryKind::Incident,
+            Ok(proto::EntryKind::Resolve) => EntryKind::Resolve,
             Ok(proto::EntryKind::Unspecified) | Err(_) => {
                 fields.bad(format!("kinds[{at}]"), "a known EntryKind");
                 continue;

@@ -1,6 +1,7 @@
 //! Messages to domain types and back. Every field of a message is taken apart by
 //! name, so that a new one does not compile until somebody has decided about it.
 
+pub mod approvals;
 pub mod authority;
 pub mod ledger;
 pub mod provisioning;

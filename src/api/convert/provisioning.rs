@@ -300,7 +300,9 @@ fn budget_spec(
         state,
         create_time: _,
         thresholds,
+        on_exceeded,
     } = message;
+    let on_exceeded = rules::on_exceeded(fields, &format!("{at}.on_exceeded"), on_exceeded);
     let thresholds = rules::thresholds(fields, &format!("{at}.thresholds"), thresholds);
     let key = budget_key(fields, at, &scope, unit, period);
     budget_once(fields, at, key.as_ref(), seen);
@@ -364,6 +366,7 @@ fn budget_spec(
             state: state?,
         },
         thresholds: thresholds?,
+        on_exceeded,
     })
 }
 
@@ -527,6 +530,7 @@ pub fn budget(budget: &Budget) -> proto::Budget {
         state: budget_state(state).into(),
         create_time: Some(time(budget.created_at)),
         thresholds: rules::threshold_messages(&budget.thresholds),
+        on_exceeded: rules::on_exceeded_message(&budget.on_exceeded),
     }
 }
 
@@ -543,6 +547,8 @@ pub struct AskedKey {
     pub permissions: Permissions,
     /// Subjects that it is confined to.
     pub subject_prefix: Option<ScopeFilter>,
+    /// Groups that it speaks for.
+    pub approver_groups: Vec<Box<str>>,
     /// When it ends by itself.
     pub expires_at: Option<Timestamp>,
 }
@@ -569,6 +575,7 @@ pub fn create_api_key(
         expire_time,
         create_time: _,
         revoke_time: _,
+        approver_groups,
     }) = api_key
     else {
         fields.bad("api_key", "given");
@@ -603,6 +610,13 @@ pub fn create_api_key(
             "only PERMISSION_AUTHORITY and PERMISSION_READ together with subject_prefix",
         );
     }
+    let approver_groups = rules::groups(&mut fields, "api_key.approver_groups", approver_groups);
+    if !approver_groups.is_empty() && !set.contains(&Permission::Approve) {
+        fields.bad(
+            "api_key.approver_groups",
+            "empty without PERMISSION_APPROVE",
+        );
+    }
     let expires_at = fields.time("api_key.expire_time", expire_time);
     if expires_at.is_some_and(|at| at <= now) {
         fields.bad("api_key.expire_time", "in the future");
@@ -613,6 +627,7 @@ pub fn create_api_key(
         display_name,
         permissions: set.into_iter().collect(),
         subject_prefix: prefix,
+        approver_groups,
         expires_at,
     });
     fields.finish(made)
@@ -627,6 +642,7 @@ fn parse_permission(value: i32) -> Option<Permission> {
         Ok(proto::Permission::Fund) => Some(Permission::Fund),
         Ok(proto::Permission::ManageKeys) => Some(Permission::ManageKeys),
         Ok(proto::Permission::Audit) => Some(Permission::Audit),
+        Ok(proto::Permission::Approve) => Some(Permission::Approve),
         Ok(proto::Permission::Unspecified) | Err(_) => None,
     }
 }
@@ -640,6 +656,7 @@ fn permission(permission: Permission) -> proto::Permission {
         Permission::Fund => proto::Permission::Fund,
         Permission::ManageKeys => proto::Permission::ManageKeys,
         Permission::Audit => proto::Permission::Audit,
+        Permission::Approve => proto::Permission::Approve,
     }
 }
 
@@ -664,6 +681,11 @@ pub fn api_key(key: &StoredKey) -> proto::ApiKey {
         expire_time: key.expires_at.map(time),
         create_time: Some(time(key.created_at)),
         revoke_time: key.revoked_at.map(time),
+        approver_groups: key
+            .approver_groups
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
     }
 }
 

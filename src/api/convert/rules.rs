@@ -4,12 +4,14 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{amounts, time, unit};
+use super::{amounts, duration, time, unit};
 use crate::api::fields::Fields;
 use crate::domain::amount::Amount;
+use crate::domain::approve::{ApprovalTimeout, GROUPS_MAX};
+use crate::domain::budget::OnExceeded;
 use crate::domain::caps::Caps;
 use crate::domain::catalogue::{ActionLevel, Pattern, Tier, Tool, UnknownAction};
-use crate::domain::id::TenantId;
+use crate::domain::id::{Name, TenantId};
 use crate::domain::ledger::{Explanation, Versioned};
 use crate::domain::narrowing::{BasisPoints, Highest, Threshold, rising};
 use crate::domain::policy::ruling::Matched;
@@ -368,6 +370,8 @@ fn rule(fields: &mut Fields, at: &str, message: proto::Rule) -> Option<Rule> {
         reason,
         caps: caps_of,
         freeze,
+        approvers,
+        approval_timeout,
     } = message;
     let id = fields.take(&format!("{at}.id"), rule_id(&id));
     let description = fields.text(&format!("{at}.description"), description, 1_024);
@@ -397,6 +401,11 @@ fn rule(fields: &mut Fields, at: &str, message: proto::Rule) -> Option<Rule> {
     };
     let reason = fields.text(&format!("{at}.reason"), reason, 1_024);
     let caps = caps(fields, &format!("{at}.caps"), caps_of, true);
+    let approvers = groups(fields, &format!("{at}.approvers"), approvers);
+    let field = format!("{at}.approval_timeout");
+    let timeout = fields.duration(&field, approval_timeout);
+    let approval_timeout =
+        timeout.and_then(|timeout| fields.take(&field, ApprovalTimeout::new(timeout)));
     Some(Rule {
         id: id?,
         description,
@@ -406,8 +415,58 @@ fn rule(fields: &mut Fields, at: &str, message: proto::Rule) -> Option<Rule> {
         mode: mode?,
         reason,
         caps,
+        approvers,
+        approval_timeout,
         freeze,
     })
+}
+
+/// Names of groups.
+pub(super) fn groups(fields: &mut Fields, at: &str, names: Vec<String>) -> Vec<Box<str>> {
+    if names.len() > GROUPS_MAX {
+        fields.bad(at, format!("at most {GROUPS_MAX}"));
+        return Vec::new();
+    }
+    let names = names.into_iter().enumerate();
+    names
+        .filter_map(|(n, name)| {
+            let name = fields.take(&format!("{at}[{n}]"), Name::parse(&name))?;
+            Some(name.canonical().into())
+        })
+        .collect()
+}
+
+/// What happens to an action that a budget has not enough for.
+pub(super) fn on_exceeded(
+    fields: &mut Fields,
+    at: &str,
+    message: Option<proto::OnExceeded>,
+) -> OnExceeded {
+    let proto::OnExceeded {
+        require_approval,
+        approvers,
+    } = message.unwrap_or_default();
+    let approvers = groups(fields, &format!("{at}.approvers"), approvers);
+    if !require_approval {
+        if !approvers.is_empty() {
+            fields.bad(format!("{at}.approvers"), "empty without require_approval");
+        }
+        return OnExceeded::Deny;
+    }
+    OnExceeded::RequireApproval {
+        approvers: approvers.into(),
+    }
+}
+
+/// Words what happens to an action that a budget has not enough for.
+pub(super) fn on_exceeded_message(on_exceeded: &OnExceeded) -> Option<proto::OnExceeded> {
+    match on_exceeded {
+        OnExceeded::Deny => None,
+        OnExceeded::RequireApproval { approvers } => Some(proto::OnExceeded {
+            require_approval: true,
+            approvers: approvers.iter().map(ToString::to_string).collect(),
+        }),
+    }
 }
 
 fn matches(fields: &mut Fields, at: &str, message: proto::RuleMatch) -> Option<Match> {
@@ -496,6 +555,8 @@ fn rule_message(rule: &Rule) -> proto::Rule {
         reason: rule.reason.to_string(),
         caps: (!rule.caps.is_empty()).then(|| caps_message(&rule.caps)),
         freeze: rule.freeze,
+        approvers: rule.approvers.iter().map(ToString::to_string).collect(),
+        approval_timeout: rule.approval_timeout.map(|timeout| duration(timeout.get())),
     }
 }
 

@@ -1,5 +1,9 @@
 //! `remit.v1.Authority`
 
+use std::pin::Pin;
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -8,14 +12,32 @@ use crate::api::convert::{self, authority as words};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
-use crate::domain::id::{BalanceNo, ReservationId};
+use crate::domain::id::{BalanceNo, ReservationId, TenantId};
 use crate::domain::permission::Permission;
 use crate::domain::query::{BalanceQuery, ReservationQuery};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::{Command, RecordOf};
+use crate::domain::reservation::Reservation;
 use crate::domain::time::Timestamp;
 use crate::proto;
 use crate::proto::authority_server::Authority;
+
+impl Services {
+    /// A reservation that is the caller's to see.
+    async fn seen(
+        &self,
+        caller: &Caller,
+        tenant: &TenantId,
+        id: ReservationId,
+    ) -> Result<Reservation, Status> {
+        caller.may_see(tenant)?;
+        let found = self.engine.reservation(tenant, id).await?;
+        let confined = caller.filters(None);
+        found
+            .filter(|found| confined.iter().all(|filter| filter.matches(&found.subject)))
+            .ok_or_else(|| status::of_refusal(&Refusal::ReservationNotFound(id)))
+    }
+}
 
 #[tonic::async_trait]
 impl Authority for Services {
@@ -127,14 +149,66 @@ impl Authority for Services {
         let tenant = fields.tenant("tenant", &tenant, caller.tenant());
         let id = fields.reservation(&reservation_id);
         let (tenant, id) = fields.finish(tenant.zip(id))?;
-        caller.may_see(&tenant)?;
-        let found = self.engine.reservation(&tenant, id).await?;
-        let confined = caller.filters(None);
-        let reservation = found
-            .filter(|found| confined.iter().all(|filter| filter.matches(&found.subject)))
-            .ok_or_else(|| status::of_refusal(&Refusal::ReservationNotFound(id)))?;
+        let reservation = self.seen(&caller, &tenant, id).await?;
         Ok(Response::new(proto::GetReservationResponse {
             reservation: Some(words::reservation(&reservation, self.engine.now())),
+        }))
+    }
+
+    type WaitReservationStream =
+        Pin<Box<dyn Stream<Item = Result<proto::WaitReservationResponse, Status>> + Send>>;
+
+    async fn wait_reservation(
+        &self,
+        request: Request<proto::WaitReservationRequest>,
+    ) -> Result<Response<Self::WaitReservationStream>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let proto::WaitReservationRequest {
+            reservation_id,
+            tenant,
+        } = request.into_inner();
+        let mut fields = Fields::default();
+        let tenant = fields.tenant("tenant", &tenant, caller.tenant());
+        let id = fields.reservation(&reservation_id);
+        let (tenant, id) = fields.finish(tenant.zip(id))?;
+        let first = self.seen(&caller, &tenant, id).await?;
+        let engine = self.engine.clone();
+        let word = move |reservation: &Reservation, now| proto::WaitReservationResponse {
+            reservation: Some(words::reservation(reservation, now)),
+        };
+        let now = engine.now();
+        let waits = first.is_pending() && !first.is_overdue(now);
+        let sent = stream::once(std::future::ready(Ok(word(&first, now))));
+        if !waits {
+            return Ok(Response::new(Box::pin(sent)));
+        }
+        let decided = stream::once(async move {
+            let stopping = engine.stopping();
+            let decided = tokio::select! {
+                decided = engine.decided(&tenant, id, None) => decided?,
+                () = stopping.cancelled() => return Err(status::stopping()),
+            };
+            Ok(word(&decided, engine.now()))
+        });
+        Ok(Response::new(Box::pin(sent.chain(decided))))
+    }
+
+    async fn await_reservation(
+        &self,
+        request: Request<proto::AwaitReservationRequest>,
+    ) -> Result<Response<proto::AwaitReservationResponse>, Status> {
+        let caller = Caller::of(&self.engine, &request, Permission::Read).await?;
+        let asked = words::await_reservation(request.into_inner(), caller.tenant())?;
+        let (tenant, id, timeout) = asked;
+        self.seen(&caller, &tenant, id).await?;
+        let until = Instant::now() + timeout;
+        let stopping = self.engine.stopping();
+        let decided = tokio::select! {
+            decided = self.engine.decided(&tenant, id, Some(until)) => decided?,
+            () = stopping.cancelled() => return Err(status::stopping()),
+        };
+        Ok(Response::new(proto::AwaitReservationResponse {
+            reservation: Some(words::reservation(&decided, self.engine.now())),
         }))
     }
 

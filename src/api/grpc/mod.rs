@@ -1,5 +1,6 @@
 //! The services: authenticate, convert, one engine call, convert back.
 
+mod approvals;
 mod authority;
 mod ledger;
 mod provisioning;

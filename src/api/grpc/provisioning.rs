@@ -257,6 +257,15 @@ impl Provisioning for Services {
             let message = format!("an API key without PERMISSION_{lacking} can't grant it");
             return Err(status::permission_missing(lacking, message));
         }
+        let own = caller.approver_groups();
+        let foreign = asked
+            .approver_groups
+            .iter()
+            .find(|group| !own.contains(group));
+        if let Some(foreign) = foreign.filter(|_| caller.tenant().is_some()) {
+            let message = format!("an API key that does not speak for {foreign} can't grant it");
+            return Err(status::permission_missing(Permission::Approve, message));
+        }
         let text = random_key()?;
         let new = NewKey {
             id: text.id().clone(),
@@ -264,6 +273,7 @@ impl Provisioning for Services {
             display_name: asked.display_name,
             permissions: asked.permissions,
             subject_prefix: asked.subject_prefix,
+            approver_groups: asked.approver_groups,
             secret_sha256: text.secret_sha256(),
             expires_at: asked.expires_at,
         };

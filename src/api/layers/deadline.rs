@@ -14,9 +14,14 @@ use tonic_types::ErrorDetails;
 
 use super::{HEALTH_PREFIX, REFLECTION_PREFIX, refusal};
 
-/// Server-streaming methods of our own: they stay open for as long as their client
-/// wants.
-const STREAMING_METHODS: [&str; 1] = ["/remit.v1.Ledger/WatchEntries"];
+/// Methods of our own that stay open for as long as their client wants: streams, and one
+/// that has a bound of its own.
+const LONG_METHODS: [&str; 4] = [
+    "/remit.v1.Ledger/WatchEntries",
+    "/remit.v1.Authority/WaitReservation",
+    "/remit.v1.Authority/AwaitReservation",
+    "/remit.v1.Approvals/WatchApprovals",
+];
 
 const GRPC_TIMEOUT_HEADER: &str = "grpc-timeout";
 
@@ -93,7 +98,7 @@ impl Deadlines {
             .and_then(|value| value.to_str().ok())
             .and_then(parse_timeout)
             .map(|timeout| timeout - margin(timeout));
-        if is_streaming(path) {
+        if is_long(path) {
             return own;
         }
         Some(own.unwrap_or(self.default).min(self.max))
@@ -104,8 +109,8 @@ fn margin(timeout: Duration) -> Duration {
     (MARGIN + timeout / MARGIN_ROUNDING_DIVISOR).min(timeout / MARGIN_MAX_DIVISOR)
 }
 
-fn is_streaming(path: &str) -> bool {
-    STREAMING_METHODS.contains(&path)
+fn is_long(path: &str) -> bool {
+    LONG_METHODS.contains(&path)
         || path.starts_with(REFLECTION_PREFIX)
         || path.strip_prefix(HEALTH_PREFIX) == Some("Watch")
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::approve::ApprovalTimeout;
 use super::budget::named;
 use super::caps::Caps;
 use super::catalogue::{ActionLevel, Pattern, Tier};
@@ -105,6 +106,13 @@ pub struct Rule {
     /// ALLOW_WITH_CAPS: which.
     #[serde(default, skip_serializing_if = "Caps::is_empty")]
     pub caps: Caps,
+    /// REQUIRE_APPROVAL: groups of which the person must be in one; none for anybody who may
+    /// approve.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvers: Vec<Box<str>>,
+    /// REQUIRE_APPROVAL: how long it can be approved; nothing for the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval_timeout: Option<ApprovalTimeout>,
     /// ESCALATE: denies this action and stops the agent until an operator lifts it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze: bool,
@@ -233,6 +241,10 @@ fn compile_rule(at: usize, rule: &Arc<Rule>) -> Result<Compiled, Vec<Fault>> {
         (Effect::AllowWithCaps, true) => bad("caps", "needed with EFFECT_ALLOW_WITH_CAPS"),
         (Effect::AllowWithCaps, false) | (_, true) => {}
         (_, false) => bad("caps", "only with EFFECT_ALLOW_WITH_CAPS"),
+    }
+    let approves = !rule.approvers.is_empty() || rule.approval_timeout.is_some();
+    if approves && rule.effect != Effect::RequireApproval {
+        bad("approvers", "only with RULE_EFFECT_REQUIRE_APPROVAL");
     }
     if rule.freeze && rule.effect != Effect::Escalate {
         bad("freeze", "only with EFFECT_ESCALATE");
@@ -377,6 +389,7 @@ pub fn loosens(before: &PolicyDocument, after: &PolicyDocument) -> Option<Box<st
                     || !new.matches.covers(&old.matches)
                     || (old.freeze && !new.freeze)
                     || (new.effect == old.effect && new.caps != old.caps)
+                    || (new.effect == old.effect && new.approvers != old.approvers)
             })
         })
         .map(|rule| rule.id.clone())

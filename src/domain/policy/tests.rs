@@ -28,6 +28,8 @@ fn deny(id: &str, when: &str) -> Rule {
         mode: Mode::Enforce,
         reason: "".into(),
         caps: Caps::default(),
+        approvers: Vec::new(),
+        approval_timeout: None,
         freeze: false,
     }
 }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use remit::proto::approvals_client::ApprovalsClient;
 use remit::proto::authority_client::AuthorityClient;
 use remit::proto::ledger_client::LedgerClient;
 use remit::proto::provisioning_client::ProvisioningClient;
@@ -38,12 +39,13 @@ impl Interceptor for Bearer {
 
 type Transport = InterceptedService<Channel, Bearer>;
 
-/// The three services under one key.
+/// The services under one key.
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) authority: AuthorityClient<Transport>,
     pub(crate) provisioning: ProvisioningClient<Transport>,
     pub(crate) ledger: LedgerClient<Transport>,
+    pub(crate) approvals: ApprovalsClient<Transport>,
 }
 
 impl Client {
@@ -56,7 +58,8 @@ impl Client {
         Self {
             authority: AuthorityClient::with_interceptor(channel.clone(), bearer.clone()),
             provisioning: ProvisioningClient::with_interceptor(channel.clone(), bearer.clone()),
-            ledger: LedgerClient::with_interceptor(channel, bearer),
+            ledger: LedgerClient::with_interceptor(channel.clone(), bearer.clone()),
+            approvals: ApprovalsClient::with_interceptor(channel, bearer),
         }
     }
 }

@@ -1,0 +1,425 @@
+//! Approvals, from outside: a person decides, the hold waits.
+
+use std::time::Duration;
+
+use remit::proto::resolve_approval_request::Resolution;
+use remit::proto::*;
+use serde_json::json;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::policy::{action, ask, provision, told};
+use crate::support::*;
+
+/// Deploys wait for a release manager.
+const ACME: &str = "
+tenants: [{tenant: acme, keep_arguments: {hidden_fields: [token], max_bytes: 1000}}]
+budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 100}]
+tools: [{tenant: acme, name: '*', level: ACTION_LEVEL_EXECUTE, tier: 5, costs: [{unit: UNIT_RISK_POINTS, value: 40}]}]
+policies:
+  - tenant: acme
+    rules:
+      - {id: deploys, match: {tools: [trigger_deploy]}, effect: RULE_EFFECT_REQUIRE_APPROVAL, reason: production is somebody's, approvers: [release], approval_timeout: 60s}
+      - {id: hasty, match: {tools: [hasty]}, effect: RULE_EFFECT_REQUIRE_APPROVAL, approval_timeout: 1s}
+";
+
+struct Gate {
+    world: World,
+    agent: Client,
+    release: Client,
+    other: Client,
+}
+
+impl Gate {
+    async fn start() -> Self {
+        let world = World::start().await;
+        provision(&world.operator, ACME).await.expect("a plan");
+        let agent = world
+            .key(
+                "acme",
+                &[Permission::Authority, Permission::Read, Permission::Approve],
+                "",
+            )
+            .await;
+        let release = approver(&world, &["release"]).await;
+        let other = approver(&world, &["finance"]).await;
+        Self {
+            agent: world.server.client(&agent),
+            release: world.server.client(&release),
+            other: world.server.client(&other),
+            world,
+        }
+    }
+
+    /// Asks for a deploy that waits; the approval's id.
+    async fn deploy(&self) -> String {
+        let answer = ask(
+            &self.agent,
+            action("trigger_deploy", json!({"rev": "a1", "token": "t"})),
+        )
+        .await;
+        assert_eq!(told(&answer), "APPROVAL_REQUIRED");
+        assert_eq!(
+            answer.reservation_id, "",
+            "nothing that could be taken for a yes"
+        );
+        answer.approval.expect("an approval").approval_id
+    }
+
+    async fn state(&self, id: &str) -> Reservation {
+        let request = GetReservationRequest {
+            reservation_id: id.into(),
+            ..GetReservationRequest::default()
+        };
+        let answer = self.agent.authority.clone().get_reservation(request).await;
+        answer
+            .expect("a reservation")
+            .into_inner()
+            .reservation
+            .expect("a reservation")
+    }
+
+    async fn reserved(&self) -> i64 {
+        let request = ListBalancesRequest::default();
+        let answer = self.agent.authority.clone().list_balances(request).await;
+        answer.expect("balances").into_inner().balances[0].reserved
+    }
+}
+
+async fn approver(world: &World, groups: &[&str]) -> String {
+    let request = CreateApiKeyRequest {
+        idempotency_key: unique("key"),
+        api_key: Some(ApiKey {
+            tenant: "acme".into(),
+            permissions: vec![Permission::Approve.into()],
+            approver_groups: groups.iter().map(|group| (*group).into()).collect(),
+            ..ApiKey::default()
+        }),
+    };
+    let mut provisioning = world.operator.clone().provisioning;
+    let created = provisioning.create_api_key(request).await;
+    created.expect("a key").into_inner().secret
+}
+
+async fn resolve(
+    client: &Client,
+    id: &str,
+    approve: bool,
+) -> Result<ResolveApprovalResponse, Status> {
+    let resolution = if approve {
+        Resolution::Approve(true)
+    } else {
+        Resolution::Reject(true)
+    };
+    let request = ResolveApprovalRequest {
+        idempotency_key: unique("resolve"),
+        approval_id: id.into(),
+        resolution: Some(resolution),
+        approver: "jo@acme.example".into(),
+        note: "seen".into(),
+        ..ResolveApprovalRequest::default()
+    };
+    let answer = client.approvals.clone().resolve_approval(request).await;
+    answer.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn an_action_waits_is_approved_by_the_right_person_and_runs_once() {
+    let gate = Gate::start().await;
+    let id = gate.deploy().await;
+    assert_eq!(gate.reserved().await, 40, "its budget is held");
+    let state = gate.state(&id).await;
+    assert_eq!(state.state(), ReservationState::PendingApproval);
+    let early = gate
+        .agent
+        .authority
+        .clone()
+        .commit(commit(&id, vec![]))
+        .await;
+    assert_eq!(reason(&early.expect_err("too early")), "APPROVAL_PENDING");
+
+    for (client, why) in [
+        (&gate.agent, "OWN_APPROVAL"),
+        (&gate.other, "NOT_AN_APPROVER"),
+    ] {
+        let status = resolve(client, &id, true).await.expect_err(why);
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::PermissionDenied, why)
+        );
+    }
+    let mut approvals = gate.release.approvals.clone();
+    let shown = approvals.get_approval(GetApprovalRequest {
+        approval_id: id.clone(),
+        ..GetApprovalRequest::default()
+    });
+    let shown = shown.await.expect("an approval").into_inner();
+    let approval = shown.approval.expect("an approval");
+    let arguments = approval
+        .action
+        .as_ref()
+        .and_then(|action| action.arguments.clone());
+    let arguments = serde_json::to_value(arguments).expect("arguments");
+    assert_eq!(arguments, json!({"rev": "a1", "token": "[hidden]"}));
+    assert!(approval.arguments_incomplete);
+    assert_eq!(approval.reasons[0].rule_id, "deploys");
+    assert_eq!(approval.approvers[0].groups, ["release"]);
+    assert_eq!(shown.balances[0].remaining, Some(60));
+
+    let approved = resolve(&gate.release, &id, true)
+        .await
+        .expect("an approval");
+    let approval = approved.approval.expect("an approval");
+    assert_eq!(approval.state(), ApprovalState::Approved);
+    assert_eq!(approval.approver, "jo@acme.example");
+    assert_eq!(gate.state(&id).await.state(), ReservationState::Active);
+    let late = resolve(&gate.release, &id, false)
+        .await
+        .expect_err("decided");
+    assert_eq!(reason(&late), "APPROVAL_RESOLVED");
+    let details = late.get_error_details();
+    let metadata = details
+        .error_info()
+        .map(|info| info.metadata.clone())
+        .unwrap_or_default();
+    assert_eq!(
+        metadata.get("by").map(String::as_str),
+        Some("jo@acme.example")
+    );
+    let done = gate
+        .agent
+        .authority
+        .clone()
+        .commit(commit(&id, vec![]))
+        .await;
+    assert_eq!(done.expect("a commit").into_inner().charged[0].value, 40);
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn the_same_request_waits_once_and_another_one_by_itself() {
+    let gate = Gate::start().await;
+    let request = action("trigger_deploy", json!({"rev": "a1"}));
+    let first = ask(&gate.agent, request.clone()).await;
+    let again = ask(&gate.agent, request.clone()).await;
+    assert!(again.replayed);
+    assert_eq!(first.approval, again.approval);
+    assert_eq!(gate.reserved().await, 40);
+    let mut changed = action("trigger_deploy", json!({"rev": "b2"}));
+    changed.idempotency_key = request.idempotency_key;
+    let status = gate.agent.authority.clone().reserve(changed.clone()).await;
+    assert_eq!(
+        reason(&status.expect_err("other arguments")),
+        "IDEMPOTENCY_MISMATCH"
+    );
+    changed.idempotency_key = unique("reserve");
+    let other = ask(&gate.agent, changed).await;
+    assert_eq!(told(&other), "APPROVAL_REQUIRED");
+    assert_ne!(other.approval, first.approval);
+    // What waits is affordable: there is no room for a third.
+    let third = ask(&gate.agent, action("trigger_deploy", json!({"rev": "c3"}))).await;
+    assert_eq!(told(&third), "BUDGET_EXCEEDED");
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn what_nobody_decides_is_denied_at_its_deadline_and_gives_everything_back() {
+    let gate = Gate::start().await;
+    let answer = ask(&gate.agent, action("hasty", json!({}))).await;
+    let id = answer.approval.expect("an approval").approval_id;
+    let mut authority = gate.agent.authority.clone();
+    let waited = authority.await_reservation(AwaitReservationRequest {
+        reservation_id: id.clone(),
+        timeout: Some(pbjson_types::Duration {
+            seconds: 20,
+            nanos: 0,
+        }),
+        ..AwaitReservationRequest::default()
+    });
+    let waited = waited.await.expect("an answer").into_inner().reservation;
+    assert_eq!(
+        waited.expect("a reservation").state(),
+        ReservationState::Expired
+    );
+    let late = resolve(&gate.release, &id, true)
+        .await
+        .expect_err("too late");
+    assert!(["APPROVAL_EXPIRED", "APPROVAL_RESOLVED"].contains(&reason(&late).as_str()));
+    for _ in 0..100 {
+        if gate.reserved().await == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(gate.reserved().await, 0);
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn a_rejection_and_a_withdrawal_give_everything_back() {
+    let gate = Gate::start().await;
+    let (one, two) = (gate.deploy().await, gate.deploy().await);
+    resolve(&gate.release, &one, false)
+        .await
+        .expect("a rejection");
+    assert_eq!(gate.state(&one).await.state(), ReservationState::Rejected);
+    let given_up = gate.agent.authority.clone().release(release(&two)).await;
+    given_up.expect("a release");
+    assert_eq!(gate.reserved().await, 0);
+    let status = resolve(&gate.release, &two, true).await.expect_err("gone");
+    assert_eq!(reason(&status), "APPROVAL_RESOLVED");
+    let mut approvals = gate.release.approvals.clone();
+    let listed = approvals.list_approvals(ListApprovalsRequest {
+        state: ApprovalState::Withdrawn.into(),
+        ..ListApprovalsRequest::default()
+    });
+    let listed = listed.await.expect("a list").into_inner().approvals;
+    assert_eq!(listed.len(), 1);
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn a_stopped_budget_is_not_approved_through() {
+    let gate = Gate::start().await;
+    let id = gate.deploy().await;
+    let frozen = "budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 100, state: BUDGET_STATE_FROZEN}]";
+    provision(&gate.world.operator, frozen)
+        .await
+        .expect("a plan");
+    let status = resolve(&gate.release, &id, true).await.expect_err("frozen");
+    assert_eq!(reason(&status), "APPROVAL_STOPPED");
+    let thawed = frozen.replace("FROZEN", "ACTIVE");
+    provision(&gate.world.operator, &thawed)
+        .await
+        .expect("a plan");
+    resolve(&gate.release, &id, true)
+        .await
+        .expect("an approval");
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn a_budget_that_asks_gets_exactly_what_is_short_once() {
+    let gate = Gate::start().await;
+    let asks = "budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 50, on_exceeded: {require_approval: true, approvers: [finance]}}]";
+    provision(&gate.world.operator, asks).await.expect("a plan");
+    let first = ask(&gate.agent, action("work", json!({}))).await;
+    assert_eq!(told(&first), "ALLOW");
+    let second = ask(&gate.agent, action("work", json!({}))).await;
+    assert_eq!(told(&second), "BUDGET_EXCEEDED");
+    assert_eq!(second.decision(), Decision::RequireApproval);
+    let id = second.approval.expect("an approval").approval_id;
+    assert_eq!(gate.reserved().await, 40, "what is short holds nothing yet");
+    resolve(&gate.other, &id, true)
+        .await
+        .expect("finance grants it");
+    let request = ListBalancesRequest::default();
+    let balances = gate.agent.authority.clone().list_balances(request).await;
+    let balance = balances.expect("balances").into_inner().balances.remove(0);
+    assert_eq!(
+        (balance.allocated, balance.reserved, balance.remaining),
+        (Some(80), 80, Some(0))
+    );
+    let third = ask(&gate.agent, action("work", json!({}))).await;
+    assert_eq!(third.decision(), Decision::RequireApproval, "once");
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_approvers_at_once_on_two_servers_one_is_first() {
+    let gate = Gate::start().await;
+    let other = Server::start(&gate.world.database).await;
+    let key = approver(&gate.world, &["release"]).await;
+    let elsewhere = other.client(&key);
+    for _ in 0..5 {
+        let id = gate.deploy().await;
+        let (yes, no) = tokio::join!(
+            resolve(&gate.release, &id, true),
+            resolve(&elsewhere, &id, false)
+        );
+        let lost = match (&yes, &no) {
+            (Ok(_), Err(status)) | (Err(status), Ok(_)) => status,
+            both => panic!("exactly one decides: {both:?}"),
+        };
+        assert_eq!(reason(lost), "APPROVAL_RESOLVED");
+        let state = gate.state(&id).await.state();
+        let wanted = if yes.is_ok() {
+            ReservationState::Active
+        } else {
+            ReservationState::Rejected
+        };
+        assert_eq!(state, wanted);
+        if yes.is_ok() {
+            gate.agent
+                .authority
+                .clone()
+                .release(release(&id))
+                .await
+                .expect("a release");
+        }
+    }
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiters_hear_of_it_here_elsewhere_and_after_a_kill() {
+    let mut gate = Gate::start().await;
+    let other = Server::start(&gate.world.database).await;
+    let id = gate.deploy().await;
+    let request = || WaitReservationRequest {
+        reservation_id: id.clone(),
+        tenant: "acme".into(),
+    };
+    let mut streams = Vec::new();
+    for client in [gate.world.server.operator(), other.operator()] {
+        let mut authority = client.authority;
+        let stream = authority.wait_reservation(request()).await;
+        let mut stream = stream.expect("a stream").into_inner();
+        let first = stream
+            .message()
+            .await
+            .expect("a message")
+            .expect("the state");
+        let first = first.reservation.expect("a reservation");
+        assert_eq!(first.state(), ReservationState::PendingApproval);
+        streams.push(stream);
+    }
+    let key = approver(&gate.world, &["release"]).await;
+    let elsewhere = other.client(&key);
+    // The agent's server is gone before the decision: the wait goes on elsewhere.
+    gate.world.server.kill();
+    assert!(
+        streams.remove(0).message().await.is_err(),
+        "the stream broke"
+    );
+    resolve(&elsewhere, &id, true).await.expect("an approval");
+    let last = streams[0]
+        .message()
+        .await
+        .expect("a message")
+        .expect("the end state");
+    assert_eq!(
+        last.reservation.expect("a reservation").state(),
+        ReservationState::Active
+    );
+    assert!(streams[0].message().await.expect("an end").is_none());
+    gate.world.server.restart(&gate.world.database).await;
+    let again = gate.world.server.operator();
+    let mut again = again
+        .authority
+        .clone()
+        .wait_reservation(request())
+        .await
+        .expect("a stream")
+        .into_inner();
+    let state = again
+        .message()
+        .await
+        .expect("a message")
+        .expect("the state");
+    assert_eq!(
+        state.reservation.expect("a reservation").state(),
+        ReservationState::Active
+    );
+    gate.world.database.assert_intact();
+}
