@@ -20,7 +20,7 @@ use remit::domain::request::{
     Action, Arguments, Ask, Command, Commit, Context, Decide, Metadata, Metrics, Origin, Reserve,
 };
 use remit::domain::scope::{Levels, Scope, Subject};
-use remit::domain::state::{Applied, Needs, TenantState};
+use remit::domain::state::{Applied, Loaded, Needs, TenantState};
 use remit::domain::tenant::{Rules, Settings, Tenant, TenantConfig};
 use remit::domain::time::Timestamp;
 
@@ -159,7 +159,7 @@ fn apply(state: &mut TenantState, command: &Command) {
     let mut needs = Needs::default();
     state.needs(command, false, &mut needs);
     if !needs.is_empty() {
-        state.load(&needs, [], [], [], [], [], []);
+        state.load(&needs, Loaded::default());
     }
     match state.apply(command, &origin(), now()) {
         Applied::Done(answer) => drop(black_box(answer.expect("an answer"))),

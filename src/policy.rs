@@ -20,7 +20,7 @@ use crate::domain::ledger::{Decision, Tip, Versioned};
 use crate::domain::policy::{Policy, PolicyDocument};
 use crate::domain::provision::Plan;
 use crate::domain::request::{Command, Fund, Origin};
-use crate::domain::state::{Applied, Needs, TenantState};
+use crate::domain::state::{Applied, Loaded, Needs, TenantState};
 use crate::domain::tenant::{Rules, TenantConfig};
 use crate::domain::time::Timestamp;
 use crate::proto;
@@ -231,12 +231,12 @@ fn apply(
         let mut activity = Activity::default();
         (0..recent.actions).for_each(|_| activity.note(Decision::Allow, now, window));
         (0..recent.denials).for_each(|_| activity.note(Decision::Deny, now, window));
-        let activity: Vec<_> = needs
-            .activity
-            .iter()
-            .map(|key| (*key, activity.clone()))
-            .collect();
-        state.load(&needs, [], [], [], [], activity, []);
+        let activity = needs.activity.iter().map(|key| (*key, activity.clone()));
+        let loaded = Loaded {
+            activity: activity.collect(),
+            ..Loaded::default()
+        };
+        state.load(&needs, loaded);
     }
     let nobody = Origin {
         key: None,

@@ -22,7 +22,7 @@ use remit::domain::request::{
 };
 use remit::domain::reservation::{Reservation, Status};
 use remit::domain::scope::{Levels, Scope, Subject};
-use remit::domain::state::{Applied, Needs, TenantState};
+use remit::domain::state::{Applied, Loaded, Needs, TenantState};
 use remit::domain::tenant::{Settings, Tenant, TenantConfig, UnprovisionedRule};
 use remit::domain::time::Timestamp;
 use remit::domain::verify::{Computed, RawEntry, Verifier};
@@ -234,27 +234,26 @@ impl Rows {
             let balances: Vec<_> = by_no
                 .chain(needs.accounts.iter().filter_map(last))
                 .collect();
-            state.load(
-                &needs,
-                needs
+            let loaded = Loaded {
+                keys: needs
                     .keys
                     .iter()
                     .filter_map(|k| Some((*k, key(k)?)))
-                    .collect::<Vec<_>>(),
-                needs
+                    .collect(),
+                bodies: needs
                     .entries
                     .iter()
                     .map(|(k, seq)| (*k, Body::clone(&body(*seq))))
-                    .collect::<Vec<_>>(),
-                needs
+                    .collect(),
+                reservations: needs
                     .reservations
                     .iter()
                     .filter_map(|id| self.reservations.get(id).cloned())
-                    .collect::<Vec<_>>(),
+                    .collect(),
                 balances,
-                [],
-                [],
-            );
+                ..Loaded::default()
+            };
+            state.load(&needs, loaded);
         }
         panic!("what is needed never gets loaded: {command:?}");
     }

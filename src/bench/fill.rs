@@ -21,7 +21,7 @@ use crate::domain::request::{
     Action, Ask, Command, Commit, Context, Metadata, Metrics, Origin, Reserve,
 };
 use crate::domain::scope::{Levels, Scope, Subject};
-use crate::domain::state::{Applied, Needs, TenantState};
+use crate::domain::state::{Applied, Loaded, Needs, TenantState};
 use crate::domain::tenant::{Settings, TenantConfig};
 use crate::domain::time::Timestamp;
 use crate::store::{CopyRows, HeadWrite, Store};
@@ -265,7 +265,7 @@ impl Past {
         // Nothing is stored yet: what is needed and not there does not exist.
         let mut needs = Needs::default();
         self.state.needs(&command, false, &mut needs);
-        self.state.load(&needs, [], [], [], [], [], []);
+        self.state.load(&needs, Loaded::default());
         match self.state.apply(&command, &self.origin, now) {
             Applied::Done(answer) => {
                 answer?;

@@ -6,7 +6,7 @@
 //! [`budget`] and [`reservation`] (what is kept), [`request`] (what is asked),
 //! [`catalogue`], [`narrowing`] and [`policy`] (what an action is, and what beside
 //! budgets decides on it), [`state`] (one tenant, and the commands that it takes),
-//! [`decide`] (the ladder), [`approve`], [`settle`] and [`fund`] (what comes after), [`provision`] (the
+//! [`ladder`] and [`decide`], [`approve`], [`settle`] and [`fund`] (what comes after), [`provision`] (the
 //! operator's document), [`ledger`] (what is written down) and [`verify`].
 
 pub mod activity;
@@ -20,7 +20,9 @@ pub mod decide;
 pub mod fund;
 pub mod id;
 pub mod key;
+pub mod ladder;
 pub mod ledger;
+mod line;
 pub mod narrowing;
 pub mod period;
 pub mod permission;

@@ -81,6 +81,23 @@ impl Needs {
     }
 }
 
+/// What was read for some needs: all of it that exists.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Pinned keys.
+    pub keys: Vec<(KeyHash, Sequence)>,
+    /// Entries of pinned keys.
+    pub bodies: Vec<(KeyHash, Body)>,
+    /// Reservations.
+    pub reservations: Vec<Reservation>,
+    /// Balances.
+    pub balances: Vec<Balance>,
+    /// What agents did of late.
+    pub activity: Vec<(ActivityKey, Activity)>,
+    /// How approvals ended.
+    pub approvals: Vec<ApprovalRecord>,
+}
+
 /// What became of a command.
 #[derive(Debug)]
 #[expect(
@@ -275,16 +292,15 @@ impl TenantState {
 
     /// Takes what was read for some needs. What was needed and is not among it
     /// does not exist.
-    pub fn load(
-        &mut self,
-        needs: &Needs,
-        keys: impl IntoIterator<Item = (KeyHash, Sequence)>,
-        bodies: impl IntoIterator<Item = (KeyHash, Body)>,
-        reservations: impl IntoIterator<Item = Reservation>,
-        balances: impl IntoIterator<Item = Balance>,
-        activity: impl IntoIterator<Item = (ActivityKey, Activity)>,
-        approvals: impl IntoIterator<Item = ApprovalRecord>,
-    ) {
+    pub fn load(&mut self, needs: &Needs, loaded: Loaded) {
+        let Loaded {
+            keys,
+            bodies,
+            reservations,
+            balances,
+            activity,
+            approvals,
+        } = loaded;
         for id in &needs.approvals {
             self.approvals.insert(*id, None);
         }

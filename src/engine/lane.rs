@@ -495,15 +495,7 @@ impl Worker {
                 if let (Some(cached), Some(loaded)) =
                     (self.cache.get_mut(tenant), loaded.remove(tenant))
                 {
-                    cached.state.load(
-                        needs,
-                        loaded.keys,
-                        loaded.bodies,
-                        loaded.reservations,
-                        loaded.balances,
-                        loaded.activity,
-                        loaded.approvals,
-                    );
+                    cached.state.load(needs, loaded);
                 }
             }
         }

@@ -303,7 +303,7 @@ impl Engine {
             let of_tenant = BTreeMap::from([(tenant.clone(), needs)]);
             let mut loaded = self.0.store.needed(&of_tenant).await?;
             if let (Some(loaded), Some(needs)) = (loaded.remove(tenant), of_tenant.get(tenant)) {
-                state.load(needs, [], [], [], loaded.balances, loaded.activity, []);
+                state.load(needs, loaded);
             }
         }
         Ok(state.outlook(subject, action, now()))

@@ -11,7 +11,7 @@ use crate::domain::id::{IdempotencyKey, KeyHash, Method, Sequence, TenantId};
 use crate::domain::ledger::{Body, Change, EntryKind, Request, Tip};
 use crate::domain::provision::{Document, DocumentKind, Plan};
 use crate::domain::refusal::Refusal;
-use crate::domain::state::{Changes, Needs};
+use crate::domain::state::{Changes, Loaded, Needs};
 use crate::domain::time::Timestamp;
 use crate::store::documents::put_document;
 use crate::store::{Head, HeadWrite, StoreError, TenantWrite, hot, provisioning};
@@ -350,7 +350,7 @@ async fn read_one(
     conn: &mut PgConnection,
     chain: &TenantId,
     needs: Needs,
-) -> Result<crate::store::Loaded, StoreError> {
+) -> Result<Loaded, StoreError> {
     let mut loaded = hot::read_needs(conn, &BTreeMap::from([(chain.clone(), needs)])).await?;
     Ok(loaded.remove(chain).unwrap_or_default())
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::PgConnection;
 
-use super::hot::{Loaded, read_configs, read_needs};
+use super::hot::{read_configs, read_needs};
 use super::rows::column;
 use super::{Store, StoreError, sort};
 use crate::domain::budget::Balance;
@@ -17,7 +17,7 @@ use crate::domain::ledger::Versioned;
 use crate::domain::policy::{Policy, PolicyDocument};
 use crate::domain::provision::DocumentKind;
 use crate::domain::request::Digest;
-use crate::domain::state::Needs;
+use crate::domain::state::{Loaded, Needs};
 use crate::domain::tenant::{Rules, TenantConfig};
 use crate::domain::time::Timestamp;
 

@@ -19,7 +19,7 @@ use crate::domain::id::{BalanceNo, KeyHash, KeyId, ReservationId, Sequence, Tena
 use crate::domain::ledger::{Body, ChainHash, Entry, Tip};
 use crate::domain::provision::DocumentKind;
 use crate::domain::reservation::{Reservation, Status};
-use crate::domain::state::{Changes, Needs};
+use crate::domain::state::{Changes, Loaded, Needs};
 use crate::domain::tenant::TenantConfig;
 
 /// A tenant's head row: the end of its chain, and the fence.
@@ -55,23 +55,6 @@ pub struct TenantWrite {
     pub head: HeadWrite,
     /// What else.
     pub changes: Changes,
-}
-
-/// What was read for some needs.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// Pinned keys.
-    pub keys: Vec<(KeyHash, Sequence)>,
-    /// Entries of pinned keys.
-    pub bodies: Vec<(KeyHash, Body)>,
-    /// Reservations.
-    pub reservations: Vec<Reservation>,
-    /// Balances.
-    pub balances: Vec<Balance>,
-    /// What agents did of late.
-    pub activity: Vec<(ActivityKey, Activity)>,
-    /// How approvals ended.
-    pub approvals: Vec<ApprovalRecord>,
 }
 
 fn names<'a>(tenants: impl IntoIterator<Item = &'a TenantId>) -> Vec<String> {

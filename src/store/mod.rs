@@ -36,7 +36,7 @@ use sqlx::{Connection as _, PgConnection, Postgres};
 
 pub use archive::Archivist;
 pub(crate) use benchmark::CopyRows;
-pub use hot::{Head, HeadWrite, Loaded, TenantWrite};
+pub use hot::{Head, HeadWrite, TenantWrite};
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
 pub use partitions::Month;
 
