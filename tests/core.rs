@@ -9,6 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use remit::domain::amount::{Amount, Amounts, Unit};
 use remit::domain::answer::Answer;
+use remit::domain::approve::ApprovalRecord;
 use remit::domain::budget::{Balance, Budget, BudgetState, CarryOver, Limit, OnExceeded, Terms};
 use remit::domain::id::{
     BalanceNo, BudgetNo, IdempotencyKey, KeyHash, Name, ReservationId, Sequence, TenantId,
@@ -18,9 +19,9 @@ use remit::domain::period::{Calendar, Period};
 use remit::domain::refusal::Refusal;
 use remit::domain::request::{
     Action, Ask, Command, Commit, Context, Extend, ExtendBy, Fund, FundOperation, Funding, Grace,
-    Metadata, Metrics, Origin, OveragePolicy, Record, RecordOf, Release, Reserve, Ttl,
+    Metadata, Metrics, Origin, OveragePolicy, Record, RecordOf, Release, Reserve, Resolve, Ttl,
 };
-use remit::domain::reservation::{Reservation, Status};
+use remit::domain::reservation::Reservation;
 use remit::domain::scope::{Levels, Scope, Subject};
 use remit::domain::state::{Applied, Loaded, Needs, TenantState};
 use remit::domain::tenant::{Settings, Tenant, TenantConfig, UnprovisionedRule};
@@ -62,6 +63,10 @@ enum Step {
         operation: FundOperation,
         amount: i64,
         expires: Option<u64>,
+    },
+    Resolve {
+        of: usize,
+        approve: bool,
     },
     Expire {
         of: usize,
@@ -108,6 +113,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..8_usize, amount()).prop_map(|(of, points)| Step::RecordExpired { of, points }),
         2 => (operation, amount(), proptest::option::of(1..7_200_u64))
             .prop_map(|(operation, amount, expires)| Step::Fund { operation, amount, expires }),
+        3 => (0..8_usize, any::<bool>()).prop_map(|(of, approve)| Step::Resolve { of, approve }),
         2 => (0..8_usize).prop_map(|of| Step::Expire { of }),
         1 => (0..200_i64).prop_map(|allocation| Step::Reprovision { allocation }),
         2 => (1..4_000_u64).prop_map(|seconds| Step::Wait { seconds }),
@@ -188,6 +194,10 @@ fn config(allocation: i64, limit_seq: Sequence) -> Arc<TenantConfig> {
         created_at: Timestamp::default(),
     };
     let mut all = budgets(allocation);
+    // What an agent's hour has not enough for, a person can grant.
+    all[1].on_exceeded = OnExceeded::RequireApproval {
+        approvers: Arc::default(),
+    };
     all[0].limit_seq = limit_seq;
     Arc::new(TenantConfig::new(own, all))
 }
@@ -199,6 +209,7 @@ struct Rows {
     balances: BTreeMap<BalanceNo, Balance>,
     reservations: HashMap<ReservationId, Reservation>,
     keys: HashMap<KeyHash, Sequence>,
+    approvals: HashMap<ReservationId, ApprovalRecord>,
 }
 
 impl Rows {
@@ -251,6 +262,11 @@ impl Rows {
                     .filter_map(|id| self.reservations.get(id).cloned())
                     .collect(),
                 balances,
+                approvals: needs
+                    .approvals
+                    .iter()
+                    .filter_map(|id| self.approvals.get(id).cloned())
+                    .collect(),
                 ..Loaded::default()
             };
             state.load(&needs, loaded);
@@ -275,6 +291,12 @@ impl Rows {
                 "from the version before it"
             );
             self.reservations.insert(reservation.id, reservation);
+        }
+        for record in changes.approvals {
+            let reservation = self.reservations.get(&record.reservation);
+            let waits = reservation.is_some_and(Reservation::is_pending);
+            assert_eq!(record.resolution.is_none(), waits, "both say the same");
+            self.approvals.insert(record.reservation, record);
         }
         for (key, seq) in changes.keys {
             assert_eq!(self.keys.insert(key, seq), None, "a key is pinned once");
@@ -441,6 +463,14 @@ fn command(at: usize, step: &Step, made: &[ReservationId], now: Timestamp) -> Op
             by: ExtendBy::new(Duration::from_secs(*by)).expect("within a day"),
             additional: more.as_ref().map_or(Amounts::NONE, points),
         })),
+        Step::Resolve { of: index, approve } => Command::Resolve(Box::new(Resolve {
+            key: key(format!("resolve-{at}")),
+            reservation: of(index)?,
+            approve: *approve,
+            groups: Vec::new(),
+            approver: "".into(),
+            note: "".into(),
+        })),
         Step::Record {
             agent,
             points: value,
@@ -503,7 +533,7 @@ fn record(at: usize, of: RecordOf, amounts: Amounts) -> Record {
 fn check(run: &Run) {
     let mut held: BTreeMap<BalanceNo, i128> = BTreeMap::new();
     for reservation in run.rows.reservations.values() {
-        if let Status::Active = reservation.status {
+        if reservation.is_open() {
             for tranche in &reservation.tranches {
                 for hold in &tranche.holds {
                     let amount = tranche.amounts.get(hold.1).unwrap_or_default();
@@ -587,6 +617,7 @@ proptest! {
                     prop_assert_eq!(&kept, &anew, "one by one, the same answers");
                     if let (Command::Reserve(_), Ok(answer)) = (&command, &kept) {
                         made.extend(answer.lease.map(|lease| lease.reservation));
+                        made.extend(answer.waits.as_ref().map(|waits| waits.0));
                         // What a hold was added to has room for it.
                         for (no, after) in &batch.rows.balances {
                             let held_before = before.get(no).map_or(Amount::ZERO, |b| b.reserved);

@@ -292,11 +292,10 @@ impl TenantState {
             let Some(account) = accounts.iter_mut().find(|a| a.before.no == hold.0) else {
                 continue;
             };
-            let left = account.after.available(account.budget.terms.limit);
-            let missing = amount.saturating_sub(left);
-            if missing > Amount::ZERO {
-                account.after.grant(missing.get())?;
-            }
+            let missing = account.after.missing(account.budget.terms.limit, amount);
+            account
+                .after
+                .grant(Amount::clamp(missing.unwrap_or(0)).get())?;
             account.after.hold(amount, lapses_at)?;
             tranche.holds.push(*hold);
         }

@@ -244,6 +244,12 @@ impl Balance {
         Amount::clamp(self.remaining(limit).unwrap_or(i128::MAX))
     }
 
+    /// How much of an amount does not remain; nothing where all of it does.
+    pub fn missing(&self, limit: Limit, asked: Amount) -> Option<i128> {
+        let missing = i128::from(asked.get()) - self.remaining(limit)?;
+        (missing > 0).then_some(missing)
+    }
+
     /// Whether the mark of a capped use still stands.
     pub fn is_over_limit(&self, budget: &Budget) -> bool {
         self.over_limit.is_some_and(|seq| seq > budget.limit_seq)

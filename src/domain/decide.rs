@@ -38,7 +38,7 @@ impl Judged {
         let short: Vec<&Line> = self
             .lines
             .iter()
-            .filter(|line| line.is_short(&self.asked))
+            .filter(|line| line.missing(&self.asked).is_some())
             .collect();
         let budgets = short.iter().map(|line| match &line.budget.on_exceeded {
             OnExceeded::RequireApproval { approvers } => approvers.to_vec(),
@@ -156,7 +156,7 @@ impl TenantState {
                 .lines
                 .iter()
                 .cloned()
-                .partition(|line| line.is_short(&judged.asked)),
+                .partition(|line| line.missing(&judged.asked).is_some()),
             None => (Vec::new(), judged.lines.clone()),
         };
         let held = hold(&lines, &judged.asked, lapses_at)?;

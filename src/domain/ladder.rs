@@ -445,17 +445,12 @@ pub(super) fn short(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<D
     let mut reasons = Vec::new();
     let mut wait = Some(Duration::ZERO);
     for line in lines {
-        let Some(amount) = asked.get(line.budget.unit) else {
+        let (Some(amount), Some(missing)) = (asked.get(line.budget.unit), line.missing(asked))
+        else {
             continue;
         };
         let limit = line.budget.terms.limit;
-        let Some(remaining) = line.balance.remaining(limit) else {
-            continue;
-        };
-        let missing = i128::from(amount.get()) - remaining;
-        if missing <= 0 {
-            continue;
-        }
+        let remaining = line.balance.remaining(limit).unwrap_or(i128::MAX);
         let shortage = Shortage {
             asked: amount,
             remaining: i64::try_from(remaining).unwrap_or(i64::MIN),
@@ -473,6 +468,6 @@ pub(super) fn short(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<D
 
 /// Whether a person can grant all that is short.
 pub(super) fn can_be_granted(asked: &Amounts, lines: &[Line]) -> bool {
-    let mut short = lines.iter().filter(|line| line.is_short(asked));
+    let mut short = lines.iter().filter(|line| line.missing(asked).is_some());
     short.all(|line| !line.budget.on_exceeded.is_deny())
 }

@@ -49,10 +49,11 @@ impl Line {
         BalanceView::of(&self.balance, &self.budget)
     }
 
-    /// Whether it has not enough left.
-    pub(super) fn is_short(&self, asked: &Amounts) -> bool {
-        let asked = asked.get(self.budget.unit).unwrap_or_default();
-        asked > self.balance.available(self.budget.terms.limit)
+    /// How much of what is asked is not left; nothing where it is, or where its unit is
+    /// not asked for. More than is asked where an allocation was lowered.
+    pub(super) fn missing(&self, asked: &Amounts) -> Option<i128> {
+        let asked = asked.get(self.budget.unit)?;
+        self.balance.missing(self.budget.terms.limit, asked)
     }
 
     pub(super) fn reason(&self, code: ReasonCode, shortage: Option<Shortage>) -> Reason {
