@@ -29,6 +29,7 @@ test: deps lint
 	cargo test
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/support-agent/demo.sh
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/policy/run.sh
+	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/approval-gate/demo.sh
 
 bench: deps build
 	target/release/remit bench --scenario table

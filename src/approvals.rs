@@ -323,7 +323,9 @@ fn print_whole(approval: &proto::Approval) {
     if let Some(action) = &approval.action {
         line("action", &action.name);
         if let Some(arguments) = &action.arguments {
-            let text = serde_json::to_string_pretty(arguments).unwrap_or_default();
+            // Through a value, in which fields are in order.
+            let value = serde_json::to_value(arguments).unwrap_or_default();
+            let text = serde_json::to_string_pretty(&value).unwrap_or_default();
             text.lines().enumerate().for_each(|(at, text)| {
                 line(if at == 0 { "arguments" } else { "" }, text);
             });

@@ -423,3 +423,66 @@ async fn waiters_hear_of_it_here_elsewhere_and_after_a_kill() {
     );
     gate.world.database.assert_intact();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_waiters_cost_the_database_no_query_each() {
+    const MANY: usize = 1_000;
+
+    let gate = Gate::start().await;
+    let roomy = "budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 1000000}]";
+    provision(&gate.world.operator, roomy)
+        .await
+        .expect("a plan");
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..MANY {
+        let agent = gate.agent.clone();
+        asked.spawn(async move {
+            let answer = ask(&agent, action("trigger_deploy", json!({}))).await;
+            let id = answer.approval.expect("an approval").approval_id;
+            let request = WaitReservationRequest {
+                reservation_id: id.clone(),
+                ..WaitReservationRequest::default()
+            };
+            let stream = agent.authority.clone().wait_reservation(request).await;
+            let mut stream = stream.expect("a stream").into_inner();
+            stream
+                .message()
+                .await
+                .expect("a message")
+                .expect("the state");
+            (id, stream)
+        });
+    }
+    let mut waiting = Vec::new();
+    while let Some(done) = asked.join_next().await {
+        waiting.push(done.expect("no agent panics"));
+    }
+    let transactions = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'remit'";
+    // An idle connection tells its counts after ten seconds.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let before = gate.world.database.count(transactions).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let idle = gate.world.database.count(transactions).await - before;
+    assert!(idle < 100, "{idle} transactions while {MANY} wait");
+
+    let mut resolved = tokio::task::JoinSet::new();
+    for (at, (id, mut stream)) in waiting.into_iter().enumerate() {
+        let release = gate.release.clone();
+        resolved.spawn(async move {
+            resolve(&release, &id, at % 2 == 0)
+                .await
+                .expect("a decision");
+            let last = stream.message().await.expect("a message").expect("the end");
+            let wanted = if at % 2 == 0 {
+                ReservationState::Active
+            } else {
+                ReservationState::Rejected
+            };
+            assert_eq!(last.reservation.expect("a reservation").state(), wanted);
+        });
+    }
+    while let Some(done) = resolved.join_next().await {
+        done.expect("every waiter hears of it");
+    }
+    gate.world.database.assert_intact();
+}

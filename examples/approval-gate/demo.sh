@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# The deploy agent and the e-mail agent, with a scripted person at the terminal: a deploy is
+# approved and runs once, the next one is rejected, an e-mail is approved. Fails when a run
+# does not end as it should.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. examples/lib.sh
+here=examples/approval-gate
+
+make_stubs
+start_remit
+provision "$here/policy.yaml"
+
+new_key() { # new_key GROUP: a key that may act, or with a group one that may approve
+    "$python" "$here/create_key.py" "$address" "$REMIT_KEY_FILE" "$@"
+}
+agent_key=$(new_key)
+new_key release >"$work/release.key"
+new_key support >"$work/support.key"
+
+person() { # person KEY COMMAND...: what somebody does at the terminal
+    REMIT_KEY_FILE="$work/$1.key" "$remit" approvals "${@:2}"
+}
+waiting() { # waiting KEY: the beginning of the one id that waits
+    local id
+    for _ in $(seq 100); do
+        id=$(person "$1" list --mine | cut -c1-8)
+        [ "$id" != nothing ] && { echo "$id"; return; }
+        sleep 0.1
+    done
+    echo "nothing waits" >&2
+    exit 1
+}
+run() { # run KEY approve|reject EXPECTED_LAST_LINE AGENT_ARGUMENTS...
+    printf '\n== agent.py %s\n' "${*:4}"
+    REMIT_API_KEY=$agent_key "$python" "$here/agent.py" "${@:4}" >"$work/out" &
+    local agent=$!
+    id=$(waiting "$1")
+    person "$1" show "$id"
+    person "$1" "$2" "$id" --approver "$1@shop.example" -m "looked at it"
+    wait "$agent"
+    cat "$work/out"
+    if [ "$(tail -n 1 "$work/out")" != "$3" ]; then
+        echo "expected: $3" >&2
+        exit 1
+    fi
+}
+
+run release approve "actions that ran: 1" deploy rev-a1
+run release reject "actions that ran: 0" deploy rev-b2
+run support approve "actions that ran: 1" email "Your invoice was corrected."
+
+printf '\n== remit approvals list --state approved\n'
+person release list --state approved
+
+printf '\n== remit verify\n'
+"$remit" verify --data-dir "$work/data"
