@@ -6,8 +6,9 @@
 //! [`budget`] and [`reservation`] (what is kept), [`request`] (what is asked),
 //! [`catalogue`], [`narrowing`] and [`policy`] (what an action is, and what beside
 //! budgets decides on it), [`state`] (one tenant, and the commands that it takes),
-//! [`ladder`] and [`decide`], [`approve`], [`settle`] and [`fund`] (what comes after), [`provision`] (the
-//! operator's document), [`ledger`] (what is written down) and [`verify`].
+//! [`ladder`] and [`decide`], [`approve`], [`settle`], `extend`, `record` and [`fund`]
+//! (what comes after), [`provision`] (the operator's document), [`ledger`] (what is
+//! written down), [`verify`] and [`replay`].
 
 pub mod activity;
 pub mod amount;
@@ -17,6 +18,7 @@ pub mod budget;
 pub mod caps;
 pub mod catalogue;
 pub mod decide;
+mod extend;
 pub mod fund;
 pub mod id;
 pub mod key;
@@ -29,6 +31,7 @@ pub mod permission;
 pub mod policy;
 pub mod provision;
 pub mod query;
+mod record;
 pub mod refusal;
 pub mod replay;
 pub mod request;

@@ -14,7 +14,7 @@ use crate::domain::ledger::{Body, EntryKind, KeyRecord, Request};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::Digest;
 use crate::domain::time::Timestamp;
-use crate::store::{StoreError, hot, keys, provisioning};
+use crate::store::{StoreError, batch, hot, keys, provisioning};
 
 /// How long a key is taken from the cache: a revoked one is refused by every
 /// server after this time.
@@ -199,7 +199,7 @@ impl Engine {
         }
         body.api_key = Some(new.record());
         keys::insert_key(&mut tx, new, now).await?;
-        hot::write(&mut tx, &[one_entry(chain, head, body, pin, now)]).await?;
+        batch::write(&mut tx, &[one_entry(chain, head, body, pin, now)]).await?;
         let key = keys::read_key(&mut tx, &new.id).await?;
         hot::commit(tx).await?;
         self.0.keys.forget(&new.id);
@@ -254,7 +254,7 @@ impl Engine {
             expires_at: key.expires_at,
         });
         keys::revoke_key(&mut tx, id, now).await?;
-        hot::write(&mut tx, &[one_entry(chain, head, body, None, now)]).await?;
+        batch::write(&mut tx, &[one_entry(chain, head, body, None, now)]).await?;
         hot::commit(tx).await?;
         self.0.keys.forget(id);
         Ok(StoredKey {

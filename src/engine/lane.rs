@@ -25,7 +25,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::state::{Applied, Needs, TenantState};
 use crate::domain::time::Timestamp;
 use crate::metrics::{Metrics, Redone};
-use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, hot};
+use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, batch, hot};
 
 /// Most tenants whose state is kept between batches.
 const TENANTS_KEPT: usize = 8_192;
@@ -344,7 +344,7 @@ impl Worker {
             .map(|write| (write.tenant.clone(), write.head.tip.seq))
             .collect();
         if !writes.is_empty()
-            && let Err(error) = hot::write(conn, &writes).await
+            && let Err(error) = batch::write(conn, &writes).await
         {
             if matches!(error, StoreError::UnknownOutcome(_)) && !is_locked {
                 self.open = Some(Open {

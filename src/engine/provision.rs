@@ -14,7 +14,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::state::{Changes, Loaded, Needs};
 use crate::domain::time::Timestamp;
 use crate::store::documents::put_document;
-use crate::store::{Head, HeadWrite, StoreError, TenantWrite, hot, provisioning};
+use crate::store::{Head, HeadWrite, StoreError, TenantWrite, batch, hot, provisioning};
 
 /// What became of a document.
 #[derive(Debug, Clone)]
@@ -282,7 +282,7 @@ impl Run<'_> {
             let written: Vec<_> = writes.iter().map(|write| &write.tenant).collect();
             provisioning::move_fences(self.conn, &written).await?;
         }
-        hot::write(self.conn, &writes).await?;
+        batch::write(self.conn, &writes).await?;
         Ok(writes
             .into_iter()
             .map(|write| (write.tenant, write.head.tip.seq))

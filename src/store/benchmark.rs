@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use sqlx::Connection as _;
 
-use super::hot::HeadWrite;
+use super::batch::HeadWrite;
 use super::partitions::{self, Month};
 use super::rows::{self, scope_key};
 use super::{Store, StoreError, sort};

@@ -14,6 +14,7 @@
 
 pub(crate) mod approvals;
 mod archive;
+pub(crate) mod batch;
 mod benchmark;
 pub(crate) mod documents;
 pub mod embedded;
@@ -35,8 +36,9 @@ use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, Postgres};
 
 pub use archive::Archivist;
+pub use batch::{HeadWrite, TenantWrite};
 pub(crate) use benchmark::CopyRows;
-pub use hot::{Head, HeadWrite, TenantWrite};
+pub use hot::Head;
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
 pub use partitions::Month;
 
