@@ -6,12 +6,13 @@ use std::path::PathBuf;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "remit/v1/types.proto",
     "remit/v1/authority.proto",
     "remit/v1/provisioning.proto",
     "remit/v1/ledger.proto",
     "remit/v1/approvals.proto",
+    "remit/v1/events.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

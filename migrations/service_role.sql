@@ -2,5 +2,5 @@
 -- changed. Run by `remit migrate --service-role`, with the role's name put in.
 GRANT SELECT, INSERT ON ledger, idempotency_keys TO "remit_service";
 GRANT SELECT, INSERT, UPDATE ON tenants, heads, budgets, balances, reservations, api_keys, sweeps, documents, approvals TO "remit_service";
-GRANT SELECT, INSERT, UPDATE, DELETE ON activity TO "remit_service";
+GRANT SELECT, INSERT, UPDATE, DELETE ON activity, subscriptions, deliveries TO "remit_service";
 GRANT SELECT ON ledger_checkpoints, remit_migrations TO "remit_service";

@@ -46,6 +46,8 @@ pub struct ServeConfig {
     pub migrate: bool,
     /// Whether to serve reflection.
     pub reflection: bool,
+    /// Whether webhooks may go into private networks, and by plain HTTP.
+    pub webhooks_allow_private: bool,
     /// TLS on TCP. None: plaintext, on a loopback address or because the operator
     /// says so.
     pub tls: Option<TlsFiles>,

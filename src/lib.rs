@@ -21,6 +21,7 @@ mod policy;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod webhooks;
 
 /// The generated messages and services of `remit.v1`. Named only in [`api`] and
 /// by clients.

@@ -174,7 +174,7 @@ impl Default for Metrics {
 
 /// The method's own name for itself, so that a wrong path makes no series.
 fn known(path: &str) -> &'static str {
-    const METHODS: [&str; 34] = [
+    const METHODS: [&str; 38] = [
         "remit.v1.Authority/Decide",
         "remit.v1.Authority/Reserve",
         "remit.v1.Authority/Commit",
@@ -190,6 +190,10 @@ fn known(path: &str) -> &'static str {
         "remit.v1.Approvals/GetApproval",
         "remit.v1.Approvals/ResolveApproval",
         "remit.v1.Approvals/WatchApprovals",
+        "remit.v1.Events/CreateSubscription",
+        "remit.v1.Events/ListSubscriptions",
+        "remit.v1.Events/DeleteSubscription",
+        "remit.v1.Events/RedeliverEvents",
         "remit.v1.Provisioning/Provision",
         "remit.v1.Provisioning/FundBudget",
         "remit.v1.Provisioning/GetBudget",

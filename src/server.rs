@@ -34,20 +34,23 @@ use crate::metrics::Metrics;
 use crate::proto;
 use crate::proto::approvals_server::ApprovalsServer;
 use crate::proto::authority_server::AuthorityServer;
+use crate::proto::events_server::EventsServer;
 use crate::proto::ledger_server::LedgerServer;
 use crate::proto::provisioning_server::ProvisioningServer;
 use crate::store::embedded::{Embedded, EmbeddedOptions, default_data_dir};
 use crate::store::{SCHEMA_VERSION, Store, migrate, schema_version};
+use crate::webhooks::{self, Reach};
 
 /// Connections for reads outside the lanes.
 const POOL: u32 = 8;
 /// How often the database is asked whether it is there.
 const PROBE: Duration = Duration::from_secs(1);
 /// Names of the services, as health reports them.
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "",
     "remit.v1.Authority",
     "remit.v1.Approvals",
+    "remit.v1.Events",
     "remit.v1.Provisioning",
     "remit.v1.Ledger",
 ];
@@ -163,10 +166,19 @@ async fn serve_on(
         sweep_interval: config.engine.sweep_interval,
     };
     let metrics = Metrics::new();
-    let engine = Engine::start(store, limits, metrics.clone());
+    let engine = Engine::start(store.clone(), limits, metrics.clone());
+    let telling = tokio::spawn(webhooks::run(store, reach(config), engine.stopping()));
     let served = listen(config, opened, &engine, metrics, shutdown).await;
     engine.stop().await;
+    // Sends nothing more by now, or will again after a restart.
+    let _ = telling.await;
     served
+}
+
+fn reach(config: &ServeConfig) -> Reach {
+    Reach {
+        private: config.webhooks_allow_private,
+    }
 }
 
 async fn listen(
@@ -276,7 +288,7 @@ fn routes(
         impl tonic_health::pb::health_server::Health,
     >,
 ) -> anyhow::Result<Routes> {
-    let services = Services::new(engine.clone());
+    let services = Services::new(engine.clone(), reach(config));
     let message = config.limits.max_message_bytes;
     let mut routes = Routes::new(health)
         .add_service(AuthorityServer::new(services.clone()).max_decoding_message_size(message))
@@ -285,6 +297,7 @@ fn routes(
                 .max_decoding_message_size(config.limits.max_provision_bytes),
         )
         .add_service(ApprovalsServer::new(services.clone()).max_decoding_message_size(message))
+        .add_service(EventsServer::new(services.clone()).max_decoding_message_size(message))
         .add_service(LedgerServer::new(services).max_decoding_message_size(message));
     if config.reflection {
         let described = || {

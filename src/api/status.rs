@@ -218,6 +218,14 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         ),
         Refusal::EntryNotFound => not_found("ENTRY_NOT_FOUND", &[]),
         Refusal::ApiKeyNotFound => not_found("API_KEY_NOT_FOUND", &[]),
+        Refusal::SubscriptionNotFound => not_found("SUBSCRIPTION_NOT_FOUND", &[]),
+        Refusal::SubscriptionExists => status(
+            Code::AlreadyExists,
+            "SUBSCRIPTION_EXISTS",
+            message.clone(),
+            &[],
+            plain,
+        ),
         Refusal::IdempotencyMismatch { field } => {
             let metadata = [("field", (*field).to_owned())];
             status(
@@ -344,6 +352,9 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
             &[("scope", scope.clone())],
         ),
         Refusal::TooManyTools => precondition("TOO_MANY_TOOLS", "tenant".to_owned(), &[]),
+        Refusal::TooManySubscriptions => {
+            precondition("TOO_MANY_SUBSCRIPTIONS", "tenant".to_owned(), &[])
+        }
         Refusal::TooManyFreezes => precondition("TOO_MANY_FREEZES", "tenant".to_owned(), &[]),
         Refusal::InsufficientRemaining { asked, remaining } => precondition(
             "INSUFFICIENT_REMAINING",

@@ -87,6 +87,12 @@ pub struct ServeArgs {
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     no_reflection: Option<OsString>,
 
+    /// Let webhooks go to this host and private networks too, and by plain HTTP. Tenants
+    /// choose where theirs go: only where those networks trust every tenant.
+    #[arg(long, env = "REMIT_WEBHOOKS_ALLOW_PRIVATE", value_name = "true|false",
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    webhooks_allow_private: Option<OsString>,
+
     /// Certificate chain of the server (PEM). Turns TLS on for TCP; needs --tls-key.
     #[arg(long, env = "REMIT_TLS_CERT", value_name = "PATH")]
     tls_cert: Option<OsString>,
@@ -335,6 +341,8 @@ impl ServeArgs {
             bootstrap_key_file: r.path(Flag("bootstrap-key-file"), self.bootstrap_key_file),
             migrate: !r.switch(Flag("no-migrate"), self.no_migrate),
             reflection: !r.switch(Flag("no-reflection"), self.no_reflection),
+            webhooks_allow_private: r
+                .switch(Flag("webhooks-allow-private"), self.webhooks_allow_private),
             tls: read_tls(r, self.tls_cert, self.tls_key, self.tls_client_ca),
             limits: Limits {
                 default_deadline: r.duration(DEFAULT_DEADLINE, &self.default_deadline, DEADLINES),

@@ -64,6 +64,7 @@ fn without_settings_everything_has_its_default() {
         bootstrap_key_file: None,
         migrate: true,
         reflection: true,
+        webhooks_allow_private: false,
         tls: None,
         limits: Limits {
             default_deadline: Duration::from_secs(10),

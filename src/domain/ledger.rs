@@ -25,6 +25,7 @@ use super::policy::ruling::Matched;
 use super::refusal::{Reason, RuleRef};
 use super::request::{Action, Context, Digest, Funding, Metadata, Metrics, Origin, OveragePolicy};
 use super::scope::{Scope, Subject};
+use super::subscription::SubscriptionRecord;
 use super::tenant::{Freeze, Settings};
 use super::time::Timestamp;
 
@@ -92,6 +93,8 @@ named! {
         Incident = "INCIDENT",
         /// A person decided on what waited for them.
         Resolve = "RESOLVE",
+        /// A CreateSubscription or DeleteSubscription.
+        Subscription = "SUBSCRIPTION",
     }
 }
 
@@ -519,6 +522,9 @@ pub struct Body {
     /// REQUIRE_APPROVAL: what is waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Arc<Approval>>,
+    /// The subscription, as it is from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription: Option<SubscriptionRecord>,
 }
 
 impl Body {
@@ -560,6 +566,7 @@ impl Body {
             policy: None,
             freezes: None,
             approval: None,
+            subscription: None,
         }
     }
 

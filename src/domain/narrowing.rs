@@ -37,11 +37,16 @@ impl BasisPoints {
         let Some(allocated) = balance.allocated(limit) else {
             return Self(0);
         };
-        if allocated.get() == 0 {
+        Self::share(balance.used(), allocated.get().into())
+    }
+
+    /// One amount as a share of another; all of it where there is nothing to share.
+    pub fn share(used: i128, allocated: i128) -> Self {
+        if allocated <= 0 {
             return Self::ALL;
         }
-        let share = balance.used() * 10_000 / i128::from(allocated.get());
-        Self(u32::try_from(share).unwrap_or(u32::MAX))
+        let share = used.saturating_mul(10_000) / allocated;
+        Self(u32::try_from(share.max(0)).unwrap_or(u32::MAX))
     }
 }
 

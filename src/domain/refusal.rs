@@ -317,6 +317,15 @@ pub enum Refusal {
         /// COMMITTED or RELEASED.
         state: &'static str,
     },
+    /// The name is taken.
+    #[error("there is a subscription of that name already")]
+    SubscriptionExists,
+    /// 16 of a tenant's.
+    #[error("the tenant has as many subscriptions as it can have: 16")]
+    TooManySubscriptions,
+    /// No such subscription of this tenant.
+    #[error("no such subscription")]
+    SubscriptionNotFound,
     /// A person has not decided yet.
     #[error("the reservation waits for an approval: nothing can be committed or extended yet")]
     ApprovalPending,

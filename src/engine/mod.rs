@@ -14,6 +14,7 @@ mod provision;
 mod queue;
 mod replay;
 mod shedding;
+mod subscriptions;
 mod sweep;
 mod wait;
 

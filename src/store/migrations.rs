@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{StoreError, partitions, sort};
 
 /// The version that this program needs.
-pub const SCHEMA_VERSION: i32 = 5;
+pub const SCHEMA_VERSION: i32 = 6;
 
 /// The version from which on the ledger has months.
 const PARTITIONED: i32 = 2;
@@ -36,6 +36,11 @@ const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [
         5,
         "approvals",
         include_str!("../../migrations/0005_approvals.sql"),
+    ),
+    (
+        6,
+        "webhooks",
+        include_str!("../../migrations/0006_webhooks.sql"),
     ),
 ];
 

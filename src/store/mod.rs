@@ -25,6 +25,7 @@ mod migrations;
 mod partitions;
 pub(crate) mod provisioning;
 mod rows;
+pub(crate) mod subscriptions;
 mod verification;
 
 use std::str::FromStr as _;
@@ -41,6 +42,7 @@ pub(crate) use benchmark::CopyRows;
 pub use hot::Head;
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
 pub use partitions::Month;
+pub use subscriptions::{Delivery, Turn};
 
 /// What can go wrong between here and the database.
 #[derive(Debug, thiserror::Error)]

@@ -101,6 +101,7 @@ async fn rows(
         mut provisioning,
         mut ledger,
         approvals: _,
+        mut events,
     } = world.operator.clone();
     let invalid = Code::InvalidArgument;
     let mut rows: Vec<Row> = Vec::new();
@@ -640,6 +641,90 @@ async fn rows(
         }),
         Code::NotFound,
         "ENTRY_NOT_FOUND",
+        ""
+    );
+
+    macro_rules! bad_subscription {
+        ($what:literal, $field:literal, |$subscription:ident| $change:expr) => {{
+            let mut $subscription = Subscription {
+                subscription_id: "s".into(),
+                tenant: "acme".into(),
+                url: "https://hooks.example/".into(),
+                event_types: vec![EventType::ActionDenied.into()],
+                ..Subscription::default()
+            };
+            $change;
+            let request = CreateSubscriptionRequest {
+                subscription: Some($subscription),
+            };
+            let call = events.create_subscription(request);
+            row!($what, call, invalid, "INVALID_REQUEST", $field);
+        }};
+    }
+    for url in [
+        "http://hooks.example/",
+        "https://user:x@hooks.example/",
+        "https://127.0.0.1/",
+        "https://0x7f.1/",
+        "https://2130706433/",
+        "https://[::1]:8443/",
+        "https://[::ffff:10.0.0.1]/",
+        "https://169.254.169.254/latest/meta-data",
+    ] {
+        bad_subscription!("a webhook that goes inside", "subscription.url", |s| s
+            .url =
+            url.into());
+    }
+    bad_subscription!("a webhook of nothing", "subscription.event_types", |s| s
+        .event_types
+        .clear());
+    bad_subscription!(
+        "a webhook of what is unknown",
+        "subscription.event_types[0]",
+        |s| s.event_types = vec![99]
+    );
+    bad_subscription!(
+        "a webhook without a name",
+        "subscription.subscription_id",
+        |s| s.subscription_id.clear()
+    );
+    row!(
+        "an empty subscription",
+        events.create_subscription(CreateSubscriptionRequest::default()),
+        invalid,
+        "INVALID_REQUEST",
+        "subscription"
+    );
+    row!(
+        "redelivery from below zero",
+        events.redeliver_events(RedeliverEventsRequest {
+            subscription_id: "s".into(),
+            tenant: "acme".into(),
+            from_sequence: -1,
+        }),
+        invalid,
+        "INVALID_REQUEST",
+        "from_sequence"
+    );
+    row!(
+        "redelivery to nobody",
+        events.redeliver_events(RedeliverEventsRequest {
+            subscription_id: "s".into(),
+            tenant: "acme".into(),
+            from_sequence: 0,
+        }),
+        Code::NotFound,
+        "SUBSCRIPTION_NOT_FOUND",
+        ""
+    );
+    row!(
+        "the end of no subscription",
+        events.delete_subscription(DeleteSubscriptionRequest {
+            subscription_id: "s".into(),
+            tenant: "acme".into(),
+        }),
+        Code::NotFound,
+        "SUBSCRIPTION_NOT_FOUND",
         ""
     );
 

@@ -13,3 +13,4 @@ mod policy;
 mod support;
 mod tampering;
 mod tenancy;
+mod webhooks;

@@ -69,6 +69,7 @@ async fn every_rpc(
         mut provisioning,
         mut ledger,
         mut approvals,
+        mut events,
     } = client;
     let mut got = Vec::new();
     macro_rules! refused {
@@ -182,6 +183,39 @@ async fn every_rpc(
         "WatchApprovals",
         approvals.watch_approvals(WatchApprovalsRequest {
             tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "CreateSubscription",
+        events.create_subscription(CreateSubscriptionRequest {
+            subscription: Some(Subscription {
+                subscription_id: "spy".into(),
+                tenant: tenant_field.clone(),
+                url: "https://hooks.example/".into(),
+                event_types: vec![EventType::ActionDenied.into()],
+                ..Subscription::default()
+            }),
+        })
+    );
+    refused!(
+        "ListSubscriptions",
+        events.list_subscriptions(ListSubscriptionsRequest {
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "DeleteSubscription",
+        events.delete_subscription(DeleteSubscriptionRequest {
+            subscription_id: "s".into(),
+            tenant: tenant_field.clone(),
+        })
+    );
+    refused!(
+        "RedeliverEvents",
+        events.redeliver_events(RedeliverEventsRequest {
+            subscription_id: "s".into(),
+            tenant: tenant_field.clone(),
+            from_sequence: 0,
         })
     );
     let policy = || Policy {

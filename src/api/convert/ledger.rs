@@ -27,6 +27,7 @@ fn kind(kind: EntryKind) -> proto::EntryKind {
         EntryKind::ApiKeyRevoked => proto::EntryKind::ApiKeyRevoked,
         EntryKind::Incident => proto::EntryKind::Incident,
         EntryKind::Resolve => proto::EntryKind::Resolve,
+        EntryKind::Subscription => proto::EntryKind::Subscription,
     }
 }
 
@@ -50,6 +51,7 @@ pub fn kinds(fields: &mut Fields, values: &[i32]) -> Vec<EntryKind> {
             Ok(proto::EntryKind::ApiKeyRevoked) => EntryKind::ApiKeyRevoked,
             Ok(proto::EntryKind::Incident) => EntryKind::Incident,
             Ok(proto::EntryKind::Resolve) => EntryKind::Resolve,
+            Ok(proto::EntryKind::Subscription) => EntryKind::Subscription,
             Ok(proto::EntryKind::Unspecified) | Err(_) => {
                 fields.bad(format!("kinds[{at}]"), "a known EntryKind");
                 continue;

@@ -3,6 +3,7 @@
 
 pub mod approvals;
 pub mod authority;
+pub mod events;
 pub mod ledger;
 pub mod provisioning;
 pub mod rules;

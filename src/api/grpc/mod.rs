@@ -2,22 +2,25 @@
 
 mod approvals;
 mod authority;
+mod events;
 mod ledger;
 mod provisioning;
 
 pub use provisioning::random_key;
 
 use crate::engine::Engine;
+use crate::webhooks::Reach;
 
 /// Serves all of `remit.v1` on one engine.
 #[derive(Debug, Clone)]
 pub struct Services {
     engine: Engine,
+    reach: Reach,
 }
 
 impl Services {
-    /// On an engine.
-    pub fn new(engine: Engine) -> Self {
-        Self { engine }
+    /// On an engine, for webhooks that may go as far as `reach`.
+    pub fn new(engine: Engine, reach: Reach) -> Self {
+        Self { engine, reach }
     }
 }

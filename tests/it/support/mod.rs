@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use remit::proto::approvals_client::ApprovalsClient;
 use remit::proto::authority_client::AuthorityClient;
+use remit::proto::events_client::EventsClient;
 use remit::proto::ledger_client::LedgerClient;
 use remit::proto::provisioning_client::ProvisioningClient;
 use remit::proto::*;
@@ -46,6 +47,7 @@ pub(crate) struct Client {
     pub(crate) provisioning: ProvisioningClient<Transport>,
     pub(crate) ledger: LedgerClient<Transport>,
     pub(crate) approvals: ApprovalsClient<Transport>,
+    pub(crate) events: EventsClient<Transport>,
 }
 
 impl Client {
@@ -59,7 +61,8 @@ impl Client {
             authority: AuthorityClient::with_interceptor(channel.clone(), bearer.clone()),
             provisioning: ProvisioningClient::with_interceptor(channel.clone(), bearer.clone()),
             ledger: LedgerClient::with_interceptor(channel.clone(), bearer.clone()),
-            approvals: ApprovalsClient::with_interceptor(channel, bearer),
+            approvals: ApprovalsClient::with_interceptor(channel.clone(), bearer.clone()),
+            events: EventsClient::with_interceptor(channel, bearer),
         }
     }
 }
