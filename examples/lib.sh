@@ -34,10 +34,11 @@ make_stubs() {
         --grpc_python_out="$out" proto/remit/v1/*.proto
 }
 
-# Sets address, and what remit's own commands need to reach it as operator.
+# start_remit [SETTING...]: sets address, and what remit's own commands need to reach it as
+# operator.
 start_remit() {
     "$remit" serve --data-dir "$work/data" --listen 127.0.0.1:0 --port-file "$work/address" \
-        2>"$work/log" &
+        "$@" 2>"$work/log" &
     server=$!
     for _ in $(seq 300); do
         [ -s "$work/address" ] && break

@@ -19,6 +19,7 @@ use crate::proto::provisioning_client::ProvisioningClient;
 use crate::server::{self, Opened};
 use crate::store::embedded::{default_data_dir, owner_url_at, running_socket_dir};
 use crate::store::{Month, Store};
+use crate::subscriptions::{self, WebhooksCommand};
 use crate::{explain, policy, telemetry};
 
 /// A mistake in flags or variables (`EX_USAGE` of sysexits).
@@ -47,6 +48,9 @@ enum Command {
     /// Shows what waits for a person, and decides it.
     #[command(subcommand)]
     Approvals(ApprovalsCommand),
+    /// Tells other systems what happens.
+    #[command(subcommand)]
+    Webhooks(WebhooksCommand),
     /// Prints a decision for a person: what it went by, why, and what would have been needed.
     Explain(ExplainArgs),
     /// Recomputes every ledger's hash chain and balances, and names the first difference.
@@ -216,6 +220,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             runtime.block_on(policy::replay(&args.file, what, client))
         }
         Command::Approvals(command) => runtime.block_on(approvals::run(command)),
+        Command::Webhooks(command) => runtime.block_on(subscriptions::run(command)),
         Command::Explain(args) => {
             let client = args.client.resolve()?;
             runtime.block_on(explain::explain(&args.decision_id, client))

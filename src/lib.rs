@@ -20,6 +20,7 @@ pub mod metrics;
 mod policy;
 pub mod server;
 pub mod store;
+mod subscriptions;
 pub mod telemetry;
 pub mod webhooks;
 

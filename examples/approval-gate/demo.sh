@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The deploy agent and the e-mail agent, with a scripted person at the terminal: a deploy is
 # approved and runs once, the next one is rejected, an e-mail is approved. Fails when a run
-# does not end as it should.
+# does not end as it should. Then the same by webhook, from a chat.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . examples/lib.sh
 here=examples/approval-gate
 
 make_stubs
-start_remit
+start_remit --webhooks-allow-private
 provision "$here/policy.yaml"
 
 new_key() { # new_key GROUP: a key that may act, or with a group one that may approve
@@ -49,6 +49,32 @@ run() { # run KEY approve|reject EXPECTED_LAST_LINE AGENT_ARGUMENTS...
 run release approve "actions that ran: 1" deploy rev-a1
 run release reject "actions that ran: 0" deploy rev-b2
 run support approve "actions that ran: 1" email "Your invoice was corrected."
+
+printf '\n== receiver.py: a chat that is told by webhook\n'
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+secret=$("$remit" webhooks create chat --tenant shop --url "http://127.0.0.1:$port/remit" \
+    --events approval.requested,approval.resolved)
+REMIT_WEBHOOK_SECRET=$secret REMIT_API_KEY=$(cat "$work/release.key") \
+    "$python" "$here/receiver.py" "$port" >"$work/chat" 2>>"$work/log" &
+chat=$!
+REMIT_API_KEY=$agent_key "$python" "$here/agent.py" deploy rev-c3 >"$work/out" &
+agent=$!
+for _ in $(seq 300); do
+    id=$(sed -n 's/^chat: trigger_deploy? //p' "$work/chat")
+    [ -n "$id" ] && break
+    sleep 0.1
+done
+curl -fsS -X POST "http://127.0.0.1:$port/click?id=$id&by=sam@shop.example&yes=1"
+wait "$agent"
+if curl -fsS -X POST -H 'remit-signature: t=1,v1=00' -d '{}' "http://127.0.0.1:$port/remit" \
+    2>/dev/null; then
+    echo "a forged event was taken" >&2
+    exit 1
+fi
+kill "$chat"
+cat "$work/chat" "$work/out"
+[ "$(tail -n 1 "$work/out")" = "actions that ran: 1" ]
+"$remit" webhooks list --tenant shop
 
 printf '\n== remit approvals list --state approved\n'
 person release list --state approved

@@ -39,6 +39,9 @@ macro_rules! named {
         }
 
         impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
             /// Its name in the protocol, the ledger and the database.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text),+ }

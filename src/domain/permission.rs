@@ -25,20 +25,6 @@ named! {
     }
 }
 
-impl Permission {
-    /// Every permission.
-    pub const ALL: [Self; 8] = [
-        Self::Authority,
-        Self::Read,
-        Self::Provision,
-        Self::Loosen,
-        Self::Fund,
-        Self::ManageKeys,
-        Self::Audit,
-        Self::Approve,
-    ];
-}
-
 /// A set of permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Permissions(u8);
@@ -46,7 +32,7 @@ pub struct Permissions(u8);
 impl Permissions {
     /// Every permission: the first operator's.
     pub fn all() -> Self {
-        Permission::ALL.into_iter().collect()
+        Permission::ALL.iter().copied().collect()
     }
 
     /// Whether one is in the set.
@@ -67,7 +53,8 @@ impl Permissions {
     /// In the order of [`Permission::ALL`].
     pub fn iter(self) -> impl Iterator<Item = Permission> {
         Permission::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter(move |permission| self.contains(*permission))
     }
 

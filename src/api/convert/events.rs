@@ -25,16 +25,18 @@ fn parse_type(value: i32) -> Option<EventType> {
     }
 }
 
-fn type_message(of: EventType) -> proto::EventType {
-    match of {
-        EventType::ApprovalRequested => proto::EventType::ApprovalRequested,
-        EventType::ApprovalResolved => proto::EventType::ApprovalResolved,
-        EventType::ApprovalExpired => proto::EventType::ApprovalExpired,
-        EventType::ActionDenied => proto::EventType::ActionDenied,
-        EventType::IncidentRaised => proto::EventType::IncidentRaised,
-        EventType::FreezeChanged => proto::EventType::FreezeChanged,
-        EventType::BudgetThreshold => proto::EventType::BudgetThreshold,
-        EventType::BudgetExhausted => proto::EventType::BudgetExhausted,
+impl From<EventType> for proto::EventType {
+    fn from(of: EventType) -> Self {
+        match of {
+            EventType::ApprovalRequested => Self::ApprovalRequested,
+            EventType::ApprovalResolved => Self::ApprovalResolved,
+            EventType::ApprovalExpired => Self::ApprovalExpired,
+            EventType::ActionDenied => Self::ActionDenied,
+            EventType::IncidentRaised => Self::IncidentRaised,
+            EventType::FreezeChanged => Self::FreezeChanged,
+            EventType::BudgetThreshold => Self::BudgetThreshold,
+            EventType::BudgetExhausted => Self::BudgetExhausted,
+        }
     }
 }
 
@@ -116,7 +118,7 @@ pub fn subscription(subscription: &Subscription) -> proto::Subscription {
         event_types: subscription
             .types
             .iter()
-            .map(|of| type_message(*of).into())
+            .map(|of| proto::EventType::from(*of).into())
             .collect(),
         create_time: Some(time(subscription.created_at)),
         delivered_sequence: subscription.cursor.0,
