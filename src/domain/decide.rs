@@ -18,7 +18,7 @@ use super::ladder::{Case, Demand, Judged};
 use super::ledger::{Body, EntryKind, Incident, Request};
 use super::line::Line;
 use super::policy::facts::Asked;
-use super::refusal::Refusal;
+use super::refusal::{Denial, Reason, ReasonCode, Refusal};
 use super::request::{Action, Ask, Context, Decide, ExtendBy, Grace, Origin, Reserve, Ttl};
 use super::reservation::{Hold, Reservation, Status};
 use super::scope::{Scope, Subject};
@@ -114,6 +114,9 @@ impl TenantState {
             ..Request::default()
         });
         if let Some(answer) = self.replay(pinned_key, &body, now) {
+            if let Err(Refusal::IdempotencyMismatch { .. }) = &answer {
+                self.note_mismatch(pinned_key, body, now);
+            }
             return answer.map(|mut answer| {
                 answer.explanation = answer.explanation.filter(|_| ask.explain);
                 answer
@@ -245,6 +248,20 @@ impl TenantState {
             arguments: Asked::With(ask.arguments.as_deref()),
         };
         self.judge(case, now)
+    }
+
+    /// Records that an approval was asked to serve for something else.
+    fn note_mismatch(&mut self, key: Option<KeyHash>, body: Body, now: Timestamp) {
+        let Some(approval) = self.approval_under(key) else {
+            return;
+        };
+        let denial = Denial {
+            reasons: vec![Reason::of_tenant(ReasonCode::ApprovalMismatch)],
+            retry_after: None,
+        };
+        let mut body = said(body, &Verdict::Deny(denial));
+        body.reservation = Some(approval);
+        self.append(body, now);
     }
 
     /// Says in an entry what was decided, and by what.

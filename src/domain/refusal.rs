@@ -23,6 +23,9 @@ named! {
     /// Why an action was denied, strictest first.
     #[derive(PartialOrd, Ord)]
     ReasonCode {
+        /// Something else was asked for under the idempotency key of an approval. Only in
+        /// the ledger: the caller gets `IDEMPOTENCY_MISMATCH`.
+        ApprovalMismatch = "APPROVAL_MISMATCH",
         /// An operator stopped the tenant.
         TenantSuspended = "TENANT_SUSPENDED",
         /// The tenant is over for good.
@@ -141,6 +144,9 @@ impl Reason {
         let unit = self.unit.map_or("", Unit::as_str);
         let rule = self.rule.as_ref().map_or("", |rule| &*rule.id);
         match self.code {
+            ReasonCode::ApprovalMismatch => {
+                "an approval of its own, under another idempotency key".into()
+            }
             ReasonCode::TenantSuspended => "an operator has to set the tenant ACTIVE".into(),
             ReasonCode::TenantClosed => "nothing: a closed tenant stays closed".into(),
             ReasonCode::ScopeFrozen => format!("an operator has to lift the freeze of {scope}"),
@@ -192,6 +198,9 @@ impl fmt::Display for Reason {
         let scope = self.scope.as_deref().unwrap_or("the subject");
         let unit = self.unit.map_or("", Unit::as_str);
         match self.code {
+            ReasonCode::ApprovalMismatch => {
+                f.write_str("the approval under this idempotency key is of something else")
+            }
             ReasonCode::TenantSuspended => f.write_str("the tenant is suspended"),
             ReasonCode::TenantClosed => f.write_str("the tenant is closed"),
             ReasonCode::ScopeFrozen => match &self.rule {

@@ -348,7 +348,7 @@ impl TenantState {
     }
 
     /// Takes one command. What it changed is visible to the next one, and
-    /// gathered for [`TenantState::take_changes`]. A refusal changes nothing.
+    /// gathered for [`TenantState::take_changes`]. A refusal moves nothing.
     ///
     /// A success needs no look-up of its key: writing it fails where the key is
     /// taken. An answer that writes no key does.
@@ -563,6 +563,13 @@ impl TenantState {
             return Some(Err(Refusal::IdempotencyMismatch { field }));
         }
         Some(Ok(self.answer_of(body, now)))
+    }
+
+    /// The approval that was asked for under a key.
+    pub(super) fn approval_under(&self, key: Option<KeyHash>) -> Option<ReservationId> {
+        let pin = self.pins.get(&key?)?.as_ref()?;
+        let body = pin.body.as_ref()?;
+        body.approval.as_ref().and(body.reservation)
     }
 
     /// The answer that an entry recorded.

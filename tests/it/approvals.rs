@@ -212,6 +212,22 @@ async fn the_same_request_waits_once_and_another_one_by_itself() {
         reason(&status.expect_err("other arguments")),
         "IDEMPOTENCY_MISMATCH"
     );
+    let mut ledger = gate.world.operator.ledger.clone();
+    let listed = ledger.list_entries(ListEntriesRequest {
+        tenant: "acme".into(),
+        reservation_id: first.approval.clone().expect("an approval").approval_id,
+        descending: true,
+        ..ListEntriesRequest::default()
+    });
+    let tried = listed
+        .await
+        .expect("entries")
+        .into_inner()
+        .entries
+        .remove(0);
+    assert_eq!(tried.decision(), Decision::Deny, "and recorded");
+    let recorded: serde_json::Value = serde_json::from_str(&tried.body).expect("JSON");
+    assert_eq!(recorded["reasons"][0]["code"], "APPROVAL_MISMATCH");
     changed.idempotency_key = unique("reserve");
     let other = ask(&gate.agent, changed).await;
     assert_eq!(told(&other), "APPROVAL_REQUIRED");
@@ -245,6 +261,41 @@ async fn what_nobody_decides_is_denied_at_its_deadline_and_gives_everything_back
         .await
         .expect_err("too late");
     assert!(["APPROVAL_EXPIRED", "APPROVAL_RESOLVED"].contains(&reason(&late).as_str()));
+    for _ in 0..100 {
+        if gate.reserved().await == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(gate.reserved().await, 0);
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn approving_while_the_deadline_passes_ends_one_way() {
+    let gate = Gate::start().await;
+    // Half a second around the deadline, in steps.
+    for step in 0..6 {
+        let answer = ask(&gate.agent, action("hasty", json!({}))).await;
+        let id = answer.approval.expect("an approval").approval_id;
+        tokio::time::sleep(Duration::from_millis(900 + step * 40)).await;
+        let approved = resolve(&gate.other, &id, true).await;
+        let state = gate.state(&id).await.state();
+        if approved.is_ok() {
+            assert_eq!(state, ReservationState::Active);
+            let done = gate.agent.authority.clone().release(release(&id)).await;
+            done.expect("a release");
+        } else {
+            assert_eq!(state, ReservationState::Expired);
+            let status = gate
+                .agent
+                .authority
+                .clone()
+                .commit(commit(&id, vec![]))
+                .await;
+            assert!(status.is_err(), "never granted by time");
+        }
+    }
     for _ in 0..100 {
         if gate.reserved().await == 0 {
             break;
