@@ -12,7 +12,7 @@ mod send;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Url;
 use tokio::sync::Semaphore;
@@ -33,8 +33,11 @@ use send::{Event, Sender};
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a turn lasts without a sign of life. Longer than one request may take.
 const LEASE: Duration = Duration::from_secs(20);
-/// Entries that are read at once.
-const PAGE: i64 = 100;
+/// Entries that are read, and deliveries that are taken, at once.
+const PAGE: i64 = 500;
+/// How often a cursor is written down in the middle of a page: what a killed server tells
+/// again.
+const NOTE: Duration = Duration::from_secs(1);
 /// Subscriptions that are told at the same time.
 const AT_ONCE: usize = 64;
 /// Attempts after which a delivery is given up: some eight hours.
@@ -132,8 +135,9 @@ async fn take(
     stopping: &CancellationToken,
 ) -> Result<(), StoreError> {
     let mut cursor = turn.subscription.cursor;
+    let mut noted = Instant::now();
     loop {
-        let page = read(store, &turn.subscription.tenant, cursor).await?;
+        let page = read(store, &turn.subscription.tenant, cursor, PAGE).await?;
         let Some(last) = page.last().map(|body| body.seq) else {
             // Nothing more: the next one may take it at once.
             store.keep_turn(&turn, cursor, Timestamp::default()).await?;
@@ -150,6 +154,10 @@ async fn take(
                 failed.await?;
             }
             cursor = event.seq;
+            if noted.elapsed() < NOTE {
+                continue;
+            }
+            noted = Instant::now();
             let lease = now().saturating_add(LEASE);
             if !store.keep_turn(&turn, cursor, lease).await? {
                 // Somebody else's now, or gone.
@@ -170,8 +178,7 @@ async fn take(
 async fn again(store: &Store, sender: &Sender, delivery: Delivery) -> Result<(), StoreError> {
     let of = &delivery.subscription;
     let before = Sequence(delivery.seq.0 - 1);
-    let mut page = read(store, &of.tenant, before).await?;
-    page.truncate(1);
+    let mut page = read(store, &of.tenant, before, 1).await?;
     page.retain(|body| body.seq == delivery.seq);
     let event = events(store, of, &page).await?.pop();
     // Archived meanwhile, or not subscribed to any more: there is nothing to tell.
@@ -191,7 +198,12 @@ async fn again(store: &Store, sender: &Sender, delivery: Delivery) -> Result<(),
     }
 }
 
-async fn read(store: &Store, tenant: &TenantId, after: Sequence) -> Result<Vec<Body>, StoreError> {
+async fn read(
+    store: &Store,
+    tenant: &TenantId,
+    after: Sequence,
+    limit: i64,
+) -> Result<Vec<Body>, StoreError> {
     let query = EntryQuery {
         kinds: Vec::new(),
         decision: None,
@@ -200,7 +212,7 @@ async fn read(store: &Store, tenant: &TenantId, after: Sequence) -> Result<Vec<B
         until: None,
         descending: false,
         after: Some(after),
-        limit: PAGE,
+        limit,
     };
     let entries = store.entries(tenant, &query).await?;
     let bodies = entries
