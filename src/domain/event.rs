@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::budget::{Budget, BudgetState, named};
+use super::budget::{Budget, named};
 use super::id::BalanceNo;
-use super::ledger::{After, Body, Decision, EntryKind, Movement};
+use super::ledger::{After, Body, Change, Decision, EntryKind, Movement};
 use super::narrowing::BasisPoints;
-use super::tenant::TenantState;
 
 named! {
     /// What happened.
@@ -44,15 +43,7 @@ pub fn types_of(body: &Body, budget: impl Fn(BalanceNo) -> Option<Arc<Budget>>) 
     if body.decision == Some(Decision::Deny) {
         types.push(EventType::ActionDenied);
     }
-    let stopped = |state| state != BudgetState::Active;
-    let budgets = body
-        .budgets
-        .iter()
-        .any(|budget| stopped(budget.terms.state));
-    let settings = body.settings.as_ref();
-    let tenant = settings.is_some_and(|settings| settings.state != TenantState::Active);
-    let loosened = body.changes.iter().any(|change| change.loosens);
-    if body.freezes.is_some() || budgets || tenant || loosened {
+    if body.freezes.is_some() || body.changes.iter().any(Change::is_of_state) {
         types.push(EventType::FreezeChanged);
     }
     for movement in &body.movements {
@@ -94,6 +85,7 @@ mod tests {
     use super::*;
     use crate::domain::amount::Amount;
     use crate::domain::id::TenantId;
+    use crate::domain::ledger::ChangeKind;
 
     fn amount(value: i64) -> Amount {
         Amount::new(value).expect("an amount")
@@ -124,5 +116,21 @@ mod tests {
             [EventType::BudgetExhausted]
         );
         assert_eq!(types_of(&hold(0, 100), |_| None), [], "it was before");
+    }
+
+    #[test]
+    fn only_a_change_of_state_stops_or_lets_go() {
+        let told = |detail: &str| {
+            let mut body = hold(0, 0);
+            body.changes.push(Change {
+                kind: ChangeKind::Changed,
+                target: "tenant:acme TOKENS".into(),
+                details: vec![detail.into()],
+                loosens: true,
+            });
+            types_of(&body, |_| None)
+        };
+        assert_eq!(told("state: FROZEN -> ACTIVE"), [EventType::FreezeChanged]);
+        assert_eq!(told("rule deploys: removed"), []);
     }
 }

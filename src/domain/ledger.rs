@@ -307,6 +307,15 @@ pub struct Change {
     pub loosens: bool,
 }
 
+impl Change {
+    /// Whether a tenant or a budget was stopped, or let go again.
+    pub fn is_of_state(&self) -> bool {
+        self.details
+            .iter()
+            .any(|detail| detail.starts_with("state: "))
+    }
+}
+
 /// A key as it was made, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {

@@ -272,6 +272,41 @@ async fn what_nobody_decides_is_denied_at_its_deadline_and_gives_everything_back
 }
 
 #[tokio::test]
+async fn a_deadline_that_passes_while_no_server_runs_is_kept() {
+    let mut gate = Gate::start().await;
+    let answer = ask(&gate.agent, action("hasty", json!({}))).await;
+    let id = answer.approval.expect("an approval").approval_id;
+    let key = approver(&gate.world, &["release"]).await;
+    gate.world.server.kill();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    gate.world.server.restart(&gate.world.database).await;
+    let late = resolve(&gate.world.server.client(&key), &id, true).await;
+    let late = reason(&late.expect_err("too late"));
+    assert!(["APPROVAL_EXPIRED", "APPROVAL_RESOLVED"].contains(&late.as_str()));
+    let mut authority = gate.world.server.operator().authority;
+    for _ in 0..100 {
+        let balances = authority.list_balances(ListBalancesRequest {
+            tenant: "acme".into(),
+            ..ListBalancesRequest::default()
+        });
+        if balances.await.expect("balances").into_inner().balances[0].reserved == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let state = authority.get_reservation(GetReservationRequest {
+        reservation_id: id,
+        tenant: "acme".into(),
+    });
+    let state = state.await.expect("a reservation").into_inner().reservation;
+    assert_eq!(
+        state.expect("a reservation").state(),
+        ReservationState::Expired
+    );
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
 async fn approving_while_the_deadline_passes_ends_one_way() {
     let gate = Gate::start().await;
     // Half a second around the deadline, in steps.
