@@ -101,7 +101,7 @@ pub async fn run(store: Store, reach: Reach, stopping: CancellationToken) {
             Ok(deliveries) => {
                 for delivery in deliveries {
                     let (store, sender, room) = (store.clone(), sender.clone(), room.clone());
-                    tasks.spawn(async move {
+                    tasks.spawn(stopping.clone().run_until_cancelled_owned(async move {
                         let Ok(_permit) = room.acquire().await else {
                             return;
                         };
@@ -111,15 +111,14 @@ pub async fn run(store: Store, reach: Reach, stopping: CancellationToken) {
                         if let Err(error) = again(&store, &sender, delivery).await {
                             tracing::warn!(%error, "a delivery was not tried again");
                         }
-                    });
+                    }));
                 }
             }
             Err(error) => tracing::debug!(%error, "deliveries were not looked for"),
         }
     }
     tasks.close();
-    // What is being sent ends with its own timeout at the latest; whoever restarts goes on
-    // from the cursor.
+    // Only until turns are given back.
     let _ = tokio::time::timeout(Duration::from_secs(2), tasks.wait()).await;
 }
 
@@ -144,11 +143,15 @@ async fn take(
             return Ok(());
         };
         for event in events(store, &turn.subscription, &page).await? {
-            if stopping.is_cancelled() {
-                store.keep_turn(&turn, cursor, Timestamp::default()).await?;
-                return Ok(());
-            }
-            if let Err(error) = sender.send(&turn.subscription, &turn.secret, &event).await {
+            let sent = tokio::select! {
+                sent = sender.send(&turn.subscription, &turn.secret, &event) => sent,
+                // Perhaps it arrived; whoever goes on sends it again.
+                () = stopping.cancelled() => {
+                    store.keep_turn(&turn, cursor, Timestamp::default()).await?;
+                    return Ok(());
+                }
+            };
+            if let Err(error) = sent {
                 let next = now().saturating_add(pause(1, event.seq));
                 let failed = store.put_failed(&turn.subscription, event.seq, 1, Some(next), &error);
                 failed.await?;
