@@ -321,6 +321,11 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
             scope.to_string(),
             &[("scope", scope.to_string())],
         ),
+        Refusal::BudgetFrozen { scope } => precondition(
+            "BUDGET_FROZEN",
+            scope.to_string(),
+            &[("scope", scope.to_string())],
+        ),
         Refusal::BudgetClosed => precondition("BUDGET_CLOSED", "budget".to_owned(), &[]),
         Refusal::BudgetUnlimited => precondition("BUDGET_UNLIMITED", "budget".to_owned(), &[]),
         Refusal::TooManyCredits(_) => precondition("TOO_MANY_CREDITS", "balance".to_owned(), &[]),

@@ -143,7 +143,7 @@ impl TenantState {
 
         // 9. Hold.
         let id = ReservationId::of(key);
-        let ttl = request.ttl.unwrap_or(Ttl::DEFAULT).get();
+        let ttl = self.config.tenant.settings.ttl(request.ttl);
         let grace = request.grace.unwrap_or(Grace::DEFAULT).get();
         let approval = waits.then(|| judged.approval(ttl, origin, now));
         let (expires_at, lapses_at) = match &approval {

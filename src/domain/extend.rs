@@ -38,6 +38,11 @@ impl TenantState {
                 at: reservation.expires_at,
             });
         }
+        let extensions: u32 = reservation.tranches.iter().map(|held| held.extensions).sum();
+        let cycles = &self.config.tenant.settings.cycles;
+        if cycles.is_some_and(|rules| extensions >= rules.max_extensions) {
+            return Err(Refusal::TooManyExtensions);
+        }
         let expires_at = extended(&reservation, request.by, now)?;
         let lapses_at = expires_at.saturating_add(reservation.grace);
 
@@ -68,6 +73,9 @@ impl TenantState {
             self.keep_accounts(accounts, &mut body);
         }
         reservation.expires_at = expires_at;
+        if let Some(last) = reservation.tranches.last_mut() {
+            last.extensions = last.extensions.saturating_add(1);
+        }
         body = said(body, &verdict);
         body.reserved = reservation.reserved();
         body.expires_at = Some(expires_at);

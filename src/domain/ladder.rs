@@ -166,10 +166,16 @@ impl TenantState {
             return Ok(deny_for(unprovisioned, None));
         }
         self.check_units(case.demand.named(), lines, case.demand.field())?;
-        // 5. Their state.
-        let reasons = stopped(lines);
-        if !reasons.is_empty() {
-            return Ok(deny_for(reasons, None));
+        // 5. Their state; with Cycles' rules also what remains, scope by scope.
+        if self.config.tenant.settings.cycles.is_some() {
+            if let Some(denial) = first_failing(asked, lines, now) {
+                return Ok(Verdict::Deny(denial));
+            }
+        } else {
+            let reasons = stopped(lines);
+            if !reasons.is_empty() {
+                return Ok(deny_for(reasons, None));
+            }
         }
         // 6. Policy.
         if !ruling.denying.is_empty() {
@@ -248,7 +254,13 @@ impl TenantState {
             unit,
             ..Reason::of_tenant(ReasonCode::BudgetNotProvisioned)
         };
-        if lines.is_empty() || toolset_uncovered() {
+        if lines.is_empty() {
+            return vec![reason(None)];
+        }
+        if self.config.tenant.settings.cycles.is_some() {
+            return Vec::new();
+        }
+        if toolset_uncovered() {
             return vec![reason(None)];
         }
         let costs = resolved
@@ -411,30 +423,50 @@ pub(super) fn narrow(lines: &[Line], resolved: &Resolved, now: Timestamp) -> Nar
     narrowing
 }
 
+/// Why a budget lets nothing pass.
+fn stop_of(line: &Line) -> Option<ReasonCode> {
+    let (budget, balance) = (&line.budget, &line.balance);
+    let overdraft = budget.terms.overdraft_limit;
+    match budget.terms.state {
+        BudgetState::Frozen => Some(ReasonCode::BudgetFrozen),
+        BudgetState::Closed => Some(ReasonCode::BudgetClosed),
+        BudgetState::Active if balance.is_over_limit(budget) => {
+            Some(ReasonCode::OverdraftLimitExceeded)
+        }
+        BudgetState::Active if overdraft > Amount::ZERO && balance.debt > overdraft => {
+            Some(ReasonCode::OverdraftLimitExceeded)
+        }
+        BudgetState::Active if overdraft == Amount::ZERO && balance.debt > Amount::ZERO => {
+            Some(ReasonCode::DebtOutstanding)
+        }
+        BudgetState::Active => None,
+    }
+}
+
+/// Step 5 with Cycles' rules: the first scope, from the root down, that does not let it
+/// pass, by its state or by what remains. Only budgets in a unit that is asked for count.
+fn first_failing(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<Denial> {
+    lines
+        .iter()
+        .filter(|line| asked.get(line.budget.unit).is_some())
+        .find_map(|line| {
+            if let Some(code) = stop_of(line) {
+                return Some(Denial {
+                    reasons: vec![line.reason(code, None)],
+                    retry_after: None,
+                });
+            }
+            let asks = !line.budget.on_exceeded.is_deny();
+            short(asked, std::slice::from_ref(line), now).filter(|_| !asks)
+        })
+}
+
 /// Step 5: every budget that lets nothing pass, strictest first, from the root
 /// down.
 fn stopped(lines: &[Line]) -> Vec<Reason> {
-    let code = |line: &Line| {
-        let (budget, balance) = (&line.budget, &line.balance);
-        let overdraft = budget.terms.overdraft_limit;
-        match budget.terms.state {
-            BudgetState::Frozen => Some(ReasonCode::BudgetFrozen),
-            BudgetState::Closed => Some(ReasonCode::BudgetClosed),
-            BudgetState::Active if balance.is_over_limit(budget) => {
-                Some(ReasonCode::OverdraftLimitExceeded)
-            }
-            BudgetState::Active if overdraft > Amount::ZERO && balance.debt > overdraft => {
-                Some(ReasonCode::OverdraftLimitExceeded)
-            }
-            BudgetState::Active if overdraft == Amount::ZERO && balance.debt > Amount::ZERO => {
-                Some(ReasonCode::DebtOutstanding)
-            }
-            BudgetState::Active => None,
-        }
-    };
     let mut reasons: Vec<_> = lines
         .iter()
-        .filter_map(|line| code(line).map(|code| line.reason(code, None)))
+        .filter_map(|line| stop_of(line).map(|code| line.reason(code, None)))
         .collect();
     reasons.sort_by_key(|reason| reason.code);
     reasons

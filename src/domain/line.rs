@@ -193,6 +193,7 @@ impl TenantState {
         let mut tranche = Tranche {
             amounts: Amounts::NONE,
             holds: Vec::with_capacity(held.len()),
+            extensions: 0,
         };
         for line in held {
             let amount = line.balance.reserved;

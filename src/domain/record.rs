@@ -2,6 +2,7 @@
 
 use super::amount::{Amount, Amounts, Unit};
 use super::answer::{Answer, Verdict};
+use super::budget::BudgetState;
 use super::id::{KeyHash, Method, Sequence};
 use super::ledger::{Body, EntryKind, Request};
 use super::line::Line;
@@ -62,6 +63,9 @@ impl TenantState {
             (RecordOf::Expired(id), None) => return Err(Refusal::ReservationNotFound(*id)),
         };
         check_recorded_units(&amounts, &accounts)?;
+        if self.config.tenant.settings.cycles.is_some() {
+            must_be_open(&lines)?;
+        }
         let seq = Sequence(self.next_seq().0 + lines.iter().filter(|l| l.writes()).count() as i64);
         for (unit, amount) in amounts.iter() {
             let mut of_unit: Vec<_> = accounts
@@ -164,6 +168,19 @@ impl TenantState {
             .collect();
         Ok((lines, accounts))
     }
+}
+
+/// With Cycles' rules a budget that is stopped takes no use either.
+fn must_be_open(lines: &[Line]) -> Result<(), Refusal> {
+    lines
+        .iter()
+        .try_for_each(|line| match line.budget.terms.state {
+            BudgetState::Active => Ok(()),
+            BudgetState::Frozen => Err(Refusal::BudgetFrozen {
+                scope: line.balance.scope.clone(),
+            }),
+            BudgetState::Closed => Err(Refusal::BudgetClosed),
+        })
 }
 
 /// A unit that was used must be counted by some balance. CALLS need not be.

@@ -326,6 +326,12 @@ pub enum Refusal {
         /// COMMITTED or RELEASED.
         state: &'static str,
     },
+    /// An operator stopped a budget.
+    #[error("the budget of {scope} is frozen")]
+    BudgetFrozen {
+        /// Whose.
+        scope: Arc<str>,
+    },
     /// The name is taken.
     #[error("there is a subscription of that name already")]
     SubscriptionExists,
@@ -398,8 +404,10 @@ pub enum Refusal {
     /// The lease would end too far in the future.
     #[error("the lease would end more than 24 h from now")]
     LeaseTooLong,
-    /// Additional amounts were held on too many different sets of balances.
-    #[error("the reservation was extended over too many different sets of balances")]
+    /// Extended as often as Cycles' rules let, or over too many different sets of balances.
+    #[error(
+        "the reservation was extended too often, or over too many different sets of balances"
+    )]
     TooManyExtensions,
     /// The tenant is over for good.
     #[error("the tenant is closed")]

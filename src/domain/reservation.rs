@@ -30,6 +30,14 @@ pub struct Tranche {
     pub amounts: Amounts,
     /// On which balances.
     pub holds: Vec<Hold>,
+    /// How often the lease was extended since.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub extensions: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// Most tranches of one reservation.

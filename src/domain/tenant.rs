@@ -16,7 +16,7 @@ use super::ledger::{Binding, KeptArguments, Versioned, Versions};
 use super::period::Period;
 use super::policy::Policy;
 use super::refusal::RuleRef;
-use super::request::{Action, Arguments, OveragePolicy};
+use super::request::{Action, Arguments, OveragePolicy, Ttl};
 use super::scope::{Scope, Shape, Subject};
 use super::time::Timestamp;
 
@@ -130,6 +130,38 @@ fn hide(value: &mut serde_json::Value, fields: &[Box<str>]) -> bool {
     hidden
 }
 
+/// How a tenant keeps to the rules of the Cycles protocol, where it does: budgets that are
+/// missing are skipped, scopes decide from the root down, the first that fails alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CyclesRules {
+    /// For reservations that name no lease: 1 s to 24 h, in milliseconds.
+    pub default_ttl_ms: u32,
+    /// Longer ones are shortened to it: 1 s to 24 h, in milliseconds.
+    pub max_ttl_ms: u32,
+    /// How often a lease can be extended.
+    pub max_extensions: u32,
+}
+
+impl CyclesRules {
+    /// The lease that a reservation gets.
+    pub fn ttl(&self, asked: Option<Ttl>) -> Duration {
+        let default = Duration::from_millis(self.default_ttl_ms.into());
+        let most = Duration::from_millis(self.max_ttl_ms.into());
+        asked.map_or(default, Ttl::get).min(most)
+    }
+}
+
+impl Default for CyclesRules {
+    /// 60 s, 1 h, 10.
+    fn default() -> Self {
+        Self {
+            default_ttl_ms: 60_000,
+            max_ttl_ms: 3_600_000,
+            max_extensions: 10,
+        }
+    }
+}
+
 /// A scope whose agents may not act until an operator lifts it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freeze {
@@ -171,6 +203,19 @@ pub struct Settings {
     /// What the ledger keeps of arguments; nothing for their hash alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_arguments: Option<KeepArguments>,
+    /// The rules of the Cycles protocol in place of Remit's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cycles: Option<CyclesRules>,
+}
+
+impl Settings {
+    /// The lease that a reservation gets.
+    pub fn ttl(&self, asked: Option<Ttl>) -> Duration {
+        match &self.cycles {
+            Some(rules) => rules.ttl(asked),
+            None => asked.unwrap_or(Ttl::DEFAULT).get(),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -183,6 +228,7 @@ impl Default for Settings {
             unknown_action: None,
             activity_window: ActivityWindow::default(),
             keep_arguments: None,
+            cycles: None,
         }
     }
 }

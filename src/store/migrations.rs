@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use super::{StoreError, partitions, sort};
 
 /// The version that this program needs.
-pub const SCHEMA_VERSION: i32 = 6;
+pub const SCHEMA_VERSION: i32 = 7;
 
 /// The version from which on the ledger has months.
 const PARTITIONED: i32 = 2;
@@ -41,6 +41,11 @@ const MIGRATIONS: [(i32, &str, &str); SCHEMA_VERSION as usize] = [
         6,
         "webhooks",
         include_str!("../../migrations/0006_webhooks.sql"),
+    ),
+    (
+        7,
+        "cycles",
+        include_str!("../../migrations/0007_cycles.sql"),
     ),
 ];
 

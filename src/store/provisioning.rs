@@ -83,14 +83,16 @@ pub(crate) async fn put_tenant(conn: &mut PgConnection, tenant: &Tenant) -> Resu
     sqlx::query(
         "/* put_tenant */
          INSERT INTO tenants (tenant_id, display_name, state, unprovisioned_rule,
-             default_overage_policy, created_us, unknown_action, activity_window_s, keep_arguments)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             default_overage_policy, created_us, unknown_action, activity_window_s, keep_arguments,
+             cycles)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (tenant_id) DO UPDATE SET display_name = excluded.display_name,
              state = excluded.state, unprovisioned_rule = excluded.unprovisioned_rule,
              default_overage_policy = excluded.default_overage_policy,
              unknown_action = excluded.unknown_action,
              activity_window_s = excluded.activity_window_s,
-             keep_arguments = excluded.keep_arguments",
+             keep_arguments = excluded.keep_arguments,
+             cycles = excluded.cycles",
     )
     .bind(tenant.id.as_str())
     .bind(&*settings.display_name)
@@ -101,6 +103,7 @@ pub(crate) async fn put_tenant(conn: &mut PgConnection, tenant: &Tenant) -> Resu
     .bind(rows::json(settings.unknown_action.as_ref())?)
     .bind(i32::try_from(settings.activity_window.get().as_secs()).unwrap_or(i32::MAX))
     .bind(rows::json(settings.keep_arguments.as_ref())?)
+    .bind(rows::json(settings.cycles.as_ref())?)
     .execute(conn)
     .await
     .map_err(sort)?;

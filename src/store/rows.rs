@@ -88,6 +88,7 @@ pub(super) fn tenant(row: &PgRow) -> Result<Tenant, StoreError> {
                 u64::try_from(column::<i32>(row, "activity_window_s")?).unwrap_or(0),
             ))?,
             keep_arguments: json_or_none(row, "keep_arguments")?,
+            cycles: json_or_none(row, "cycles")?,
         },
         created_at: time(row, "created_us")?,
     })

@@ -5,6 +5,7 @@ mod approvals;
 mod archive;
 mod bad_requests;
 mod contention;
+mod cycles;
 mod ladder;
 mod operators;
 mod outages;

@@ -1,5 +1,6 @@
 //! The messages of `Provisioning`.
 
+use std::time::Duration;
 use std::collections::HashSet;
 
 use tonic::Status;
@@ -17,9 +18,9 @@ use crate::domain::ledger::{Change, ChangeKind};
 use crate::domain::period::{Calendar, Period};
 use crate::domain::permission::{Permission, Permissions};
 use crate::domain::provision::{BudgetKey, BudgetSpec, Document, TenantSpec};
-use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy};
+use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy, Ttl};
 use crate::domain::scope::{Scope, ScopeFilter};
-use crate::domain::tenant::{ActivityWindow, Settings, Tenant, TenantState, UnprovisionedRule};
+use crate::domain::tenant::{ActivityWindow, CyclesRules, Settings, Tenant, TenantState, UnprovisionedRule};
 use crate::domain::time::Timestamp;
 use crate::engine::Provisioned;
 use crate::proto;
@@ -183,6 +184,7 @@ fn tenant_spec(
         unknown_action,
         activity_window,
         keep_arguments,
+        cycles_compatible,
     } = message;
     let id = fields.take(&format!("{at}.tenant"), TenantId::parse(&tenant));
     if id.as_ref().is_some_and(|id| !seen.insert(id.clone())) {
@@ -232,6 +234,10 @@ fn tenant_spec(
             Some(rules::keep_arguments(fields, &at, keep)?)
         }
     };
+    let cycles = match cycles_compatible {
+        None => None,
+        Some(rules) => Some(cycles_rules(fields, &format!("{at}.cycles_compatible"), rules)?),
+    };
     Some(TenantSpec {
         id: id?,
         settings: Settings {
@@ -243,7 +249,39 @@ fn tenant_spec(
             unknown_action,
             activity_window: window.unwrap_or_default(),
             keep_arguments,
+            cycles,
         },
+    })
+}
+
+fn cycles_rules(fields: &mut Fields, at: &str, message: proto::CyclesRules) -> Option<CyclesRules> {
+    let proto::CyclesRules {
+        default_ttl,
+        max_ttl,
+        max_extensions,
+    } = message;
+    let default = CyclesRules::default();
+    let mut ttl = |name, given, default| {
+        let field = format!("{at}.{name}");
+        let Some(given) = fields.duration(&field, given) else {
+            return Some(default);
+        };
+        let ttl = fields.take(&field, Ttl::new(given))?;
+        u32::try_from(ttl.get().as_millis()).ok()
+    };
+    let default_ttl = ttl("default_ttl", default_ttl, default.default_ttl_ms);
+    let max_ttl = ttl("max_ttl", max_ttl, default.max_ttl_ms);
+    let extensions = match max_extensions {
+        None => Some(default.max_extensions),
+        Some(count) => u32::try_from(count).ok().filter(|count| *count <= 1_000_000),
+    };
+    if extensions.is_none() {
+        fields.bad(format!("{at}.max_extensions"), "0 to 1000000");
+    }
+    Some(CyclesRules {
+        default_ttl_ms: default_ttl?,
+        max_ttl_ms: max_ttl?,
+        max_extensions: extensions?,
     })
 }
 
@@ -474,6 +512,7 @@ pub fn tenant(tenant: &Tenant) -> proto::Tenant {
         unknown_action,
         activity_window,
         keep_arguments,
+        cycles,
     } = &tenant.settings;
     let state = match state {
         TenantState::Active => proto::TenantState::Active,
@@ -494,6 +533,11 @@ pub fn tenant(tenant: &Tenant) -> proto::Tenant {
         unknown_action: unknown_action.as_ref().map(rules::unknown_action_message),
         activity_window: Some(duration(activity_window.get())),
         keep_arguments: keep_arguments.as_ref().map(rules::keep_arguments_message),
+        cycles_compatible: cycles.map(|rules| proto::CyclesRules {
+            default_ttl: Some(duration(Duration::from_millis(rules.default_ttl_ms.into()))),
+            max_ttl: Some(duration(Duration::from_millis(rules.max_ttl_ms.into()))),
+            max_extensions: i32::try_from(rules.max_extensions).ok(),
+        }),
     }
 }
 

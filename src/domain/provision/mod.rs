@@ -382,6 +382,11 @@ fn plan_tenant(
     if old.keep_arguments != new.keep_arguments {
         differences.0.push("keep_arguments: changed".into());
     }
+    if old.cycles != new.cycles {
+        differences.0.push("cycles_compatible: changed".into());
+    }
+    // Missing budgets are skipped from then on.
+    let opens = old.cycles.is_none() && new.cycles.is_some();
     let unsuspends = old.state == TenantState::Suspended && new.state == TenantState::Active;
     let takes = takes_unknown_for_less(old.unknown_action.as_ref(), new.unknown_action.as_ref());
     let laxer = old.unprovisioned_rule == UnprovisionedRule::RequireToolsetBudget
@@ -394,7 +399,7 @@ fn plan_tenant(
         ChangeKind::Changed,
         target,
         differences.0,
-        unsuspends || laxer || takes,
+        unsuspends || laxer || takes || opens,
     );
     Ok((Some(tenant), change))
 }

@@ -1,0 +1,289 @@
+//! The bodies of the Cycles protocol, v0.1.25, field by field.
+//!
+//! Requests refuse unknown fields. Answers carry nothing more than the protocol names, and
+//! no null: published clients refuse both.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Who acts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Subject {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tenant: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) workspace: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) app: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) workflow: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) agent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) toolset: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) dimensions: Option<BTreeMap<String, String>>,
+}
+
+/// What is done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Action {
+    pub(super) kind: String,
+    pub(super) name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) tags: Option<Vec<String>>,
+}
+
+/// So much of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Amount {
+    pub(super) unit: Unit,
+    pub(super) amount: i64,
+}
+
+/// The protocol's units.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum Unit {
+    UsdMicrocents,
+    Tokens,
+    Credits,
+    RiskPoints,
+}
+
+/// What a larger use than reserved does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum OveragePolicy {
+    Reject,
+    AllowIfAvailable,
+    AllowWithOverdraft,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    #[serde(default)]
+    pub(super) tokens_input: Option<i64>,
+    #[serde(default)]
+    pub(super) tokens_output: Option<i64>,
+    #[serde(default)]
+    pub(super) latency_ms: Option<i64>,
+    #[serde(default)]
+    pub(super) model_version: Option<String>,
+    #[serde(default)]
+    pub(super) custom: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// Free fields of the caller's.
+pub(super) type Metadata = serde_json::Map<String, serde_json::Value>;
+
+/// `POST /v1/decide`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Decide {
+    pub(super) idempotency_key: String,
+    pub(super) subject: Subject,
+    pub(super) action: Action,
+    pub(super) estimate: Amount,
+    #[serde(default)]
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// `POST /v1/reservations`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Reserve {
+    pub(super) idempotency_key: String,
+    pub(super) subject: Subject,
+    pub(super) action: Action,
+    pub(super) estimate: Amount,
+    #[serde(default)]
+    pub(super) ttl_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) grace_period_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) overage_policy: Option<OveragePolicy>,
+    #[serde(default)]
+    pub(super) dry_run: Option<bool>,
+    #[serde(default)]
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// `POST /v1/reservations/{id}/commit`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Commit {
+    pub(super) idempotency_key: String,
+    pub(super) actual: Amount,
+    #[serde(default)]
+    pub(super) metrics: Option<Metrics>,
+    #[serde(default)]
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// `POST /v1/reservations/{id}/release`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Release {
+    pub(super) idempotency_key: String,
+    #[serde(default)]
+    pub(super) reason: Option<String>,
+}
+
+/// `POST /v1/reservations/{id}/extend`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Extend {
+    pub(super) idempotency_key: String,
+    pub(super) extend_by_ms: u64,
+    #[serde(default)]
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// `POST /v1/events`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Event {
+    pub(super) idempotency_key: String,
+    pub(super) subject: Subject,
+    pub(super) action: Action,
+    pub(super) actual: Amount,
+    #[serde(default)]
+    pub(super) overage_policy: Option<OveragePolicy>,
+    #[serde(default)]
+    pub(super) metrics: Option<Metrics>,
+    #[serde(default)]
+    pub(super) client_time_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) metadata: Option<Metadata>,
+}
+
+/// The protocol's decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum Decision {
+    Allow,
+    AllowWithCaps,
+    Deny,
+}
+
+/// What the agent must keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Caps {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_tokens: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_steps_remaining: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_allowlist: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tool_denylist: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cooldown_ms: Option<i64>,
+}
+
+/// One balance. `scope` is its last segment, `scope_path` the whole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Balance {
+    pub(super) scope: String,
+    pub(super) scope_path: String,
+    pub(super) remaining: Amount,
+    pub(super) reserved: Amount,
+    pub(super) spent: Amount,
+    pub(super) allocated: Amount,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) debt: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) overdraft_limit: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) is_over_limit: Option<bool>,
+}
+
+/// The answer to Decide.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Decided {
+    pub(super) decision: Decision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason_code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) caps: Option<Caps>,
+    pub(super) affected_scopes: Vec<String>,
+}
+
+/// The answer to Reserve.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Reserved {
+    pub(super) decision: Decision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reservation_id: Option<String>,
+    pub(super) affected_scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) expires_at_ms: Option<i64>,
+    /// Without it published clients extend at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) remaining_ttl_ms: Option<i64>,
+    pub(super) scope_path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reserved: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) caps: Option<Caps>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason_code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) balances: Option<Vec<Balance>>,
+}
+
+/// The answer to Commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Committed {
+    pub(super) status: &'static str,
+    pub(super) charged: Amount,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) released: Option<Amount>,
+    pub(super) balances: Vec<Balance>,
+}
+
+/// The answer to Release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Released {
+    pub(super) status: &'static str,
+    pub(super) released: Amount,
+    pub(super) balances: Vec<Balance>,
+}
+
+/// The answer to Extend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Extended {
+    pub(super) status: &'static str,
+    pub(super) expires_at_ms: i64,
+    pub(super) remaining_ttl_ms: i64,
+    pub(super) balances: Vec<Balance>,
+}
+
+/// The answer to an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Applied {
+    pub(super) status: &'static str,
+    pub(super) event_id: String,
+    /// Only where less than the whole was charged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) charged: Option<Amount>,
+    pub(super) balances: Vec<Balance>,
+}
+
+/// Any error. What the protocol does not know stands in `details`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Problem {
+    pub(super) error: &'static str,
+    pub(super) message: String,
+    pub(super) request_id: String,
+    pub(super) trace_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) details: Option<serde_json::Map<String, serde_json::Value>>,
+}
