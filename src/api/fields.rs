@@ -14,7 +14,9 @@ use crate::domain::time::Timestamp;
 use crate::proto;
 
 /// Most entries of a map that a caller fills.
-const MAP_MAX: usize = 16;
+const MAP_MAX: usize = 32;
+/// Most bytes of one of its values.
+const VALUE_MAX: usize = 1_024;
 
 /// The mistakes found so far: a field's path and a sentence without it.
 #[derive(Debug, Default)]
@@ -179,7 +181,7 @@ impl Fields {
                 self.bad(field, "made of keys of 1 to 128 bytes without U+0000");
                 continue;
             }
-            let value = self.text(&format!("{field}[{key}]"), value, 256);
+            let value = self.text(&format!("{field}[{key}]"), value, VALUE_MAX);
             metadata.insert(key.into(), value);
         }
         metadata

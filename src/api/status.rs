@@ -219,6 +219,13 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::EntryNotFound => not_found("ENTRY_NOT_FOUND", &[]),
         Refusal::ApiKeyNotFound => not_found("API_KEY_NOT_FOUND", &[]),
         Refusal::SubscriptionNotFound => not_found("SUBSCRIPTION_NOT_FOUND", &[]),
+        Refusal::AlreadyProvisioned { target } => status(
+            Code::AlreadyExists,
+            "ALREADY_PROVISIONED",
+            message.clone(),
+            &[("target", target.clone())],
+            plain,
+        ),
         Refusal::SubscriptionExists => status(
             Code::AlreadyExists,
             "SUBSCRIPTION_EXISTS",

@@ -77,15 +77,16 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Parses `^[a-zA-Z0-9_.:/*-]{1,256}$`.
+    /// Parses 1 to 256 characters of printable ASCII without `?` and spaces around it.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
         let fits = (1..=256).contains(&text.len())
             && text
                 .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_.:/-*".contains(&b));
+                .all(|b| (b.is_ascii_graphic() || b == b' ') && b != b'?')
+            && text.trim() == text;
         if !fits {
             return Err(Malformed::new(
-                "1 to 256 characters of a-z, A-Z, 0-9, '_', '.', ':', '/', '-', or '*' for any",
+                "1 to 256 characters of printable ASCII without '?' and spaces around it, '*' for any",
             ));
         }
         Ok(Self {

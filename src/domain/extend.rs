@@ -32,6 +32,7 @@ impl TenantState {
         if let Some(answer) = self.replay(Some(key), &body, now) {
             return answer;
         }
+        self.may_still_settle()?;
         must_settle(&reservation, now)?;
         if now > reservation.expires_at {
             return Err(Refusal::ReservationExpired {

@@ -45,6 +45,11 @@ impl TenantState {
         if budget.terms.state == BudgetState::Closed {
             return Err(Refusal::BudgetClosed);
         }
+        let stopped = budget.terms.state == BudgetState::Frozen;
+        if stopped && self.config.tenant.settings.cycles.is_some() {
+            let scope = funding.scope.text().clone();
+            return Err(Refusal::BudgetFrozen { scope });
+        }
         if funding.expires_at.is_some_and(|at| at <= now) {
             return Err(Refusal::CreditExpired);
         }

@@ -664,14 +664,17 @@ impl Request {
                 .into_iter()
                 .find_map(|(differs, field)| differs.then_some(field));
         }
-        self.document
-            .iter()
-            .zip(&other.document)
-            .find(|(own, theirs)| own != theirs)
-            .map(|(own, _)| {
-                let mut parts = super::provision::PARTS.into_iter();
-                parts.find(|part| **part == *own.0).unwrap_or("api_key")
-            })
+        let differs = |part: &&str| {
+            let of = |body: &Self| {
+                let mut parts = body.document.iter();
+                parts.find(|(name, _)| **name == **part).map(|found| found.1)
+            };
+            of(self) != of(other)
+        };
+        let mut parts = super::provision::PARTS.into_iter();
+        parts
+            .find(differs)
+            .or_else(|| (self.document != other.document).then_some("api_key"))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::approve::ApprovalState;
 use super::id::{BalanceNo, ReservationId, Sequence};
 use super::ledger::{ChainHash, Decision, EntryKind};
-use super::scope::ScopeFilter;
+use super::scope::{Scope, ScopeFilter};
 use super::time::Timestamp;
 
 /// Where a reservation stands, as a filter.
@@ -43,14 +43,23 @@ pub struct ReservationQuery {
 pub struct BalanceQuery {
     /// The balance's scope must name each pair.
     pub scope: Vec<ScopeFilter>,
+    /// Only those of this scope.
+    pub exact: Option<Scope>,
     /// Also those of periods that are over.
     pub include_past: bool,
+    /// Also those of budgets without one in this period.
+    pub include_unopened: bool,
     /// Only those after this one.
     pub after: Option<BalanceNo>,
     /// At most so many.
     pub limit: i64,
     /// What "over" goes by.
     pub now: Timestamp,
+}
+
+impl BalanceQuery {
+    /// Numbers from here on stand for budgets that have no balance yet.
+    pub const UNOPENED: i64 = 1 << 62;
 }
 
 /// Which approvals, soonest deadline first.

@@ -332,6 +332,12 @@ pub enum Refusal {
         /// Whose.
         scope: Arc<str>,
     },
+    /// It shall be created and stands already.
+    #[error("{target} exists already")]
+    AlreadyProvisioned {
+        /// What.
+        target: String,
+    },
     /// The name is taken.
     #[error("there is a subscription of that name already")]
     SubscriptionExists,

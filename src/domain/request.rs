@@ -69,15 +69,18 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Parses the name or the kind of an action: `^[a-zA-Z0-9_.:/-]{1,256}$`.
+/// Parses the name or the kind of an action: 1 to 256 characters of printable ASCII
+/// without `*` and `?`, which stand for other characters in globs, and without a space at
+/// either end.
 pub fn action_name(text: &str) -> Result<Box<str>, Malformed> {
     let fits = (1..=256).contains(&text.len())
         && text
             .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"_.:/-".contains(&b));
+            .all(|b| (b.is_ascii_graphic() || b == b' ') && !b"*?".contains(&b))
+        && text.trim() == text;
     if !fits {
         return Err(Malformed::new(
-            "1 to 256 characters of a-z, A-Z, 0-9, '_', '.', ':', '/', '-'",
+            "1 to 256 characters of printable ASCII without '*', '?' and spaces around it",
         ));
     }
     Ok(text.into())

@@ -154,6 +154,15 @@ impl TenantState {
         body
     }
 
+    /// With Cycles' rules a closed tenant settles nothing: what it holds lapses.
+    pub(super) fn may_still_settle(&self) -> Result<(), Refusal> {
+        let settings = &self.config.tenant.settings;
+        if settings.cycles.is_some() && settings.state == super::tenant::TenantState::Closed {
+            return Err(Refusal::TenantClosed);
+        }
+        Ok(())
+    }
+
     pub(super) fn commit(
         &mut self,
         request: &Commit,
@@ -173,6 +182,7 @@ impl TenantState {
         if let Some(answer) = self.replay(Some(key), &body, now) {
             return answer;
         }
+        self.may_still_settle()?;
         must_settle(&reservation, now)?;
         let reserved = reservation.reserved();
         for (unit, _) in request.actual.iter() {
@@ -217,6 +227,7 @@ impl TenantState {
         if let Some(answer) = self.replay(Some(key), &body, now) {
             return answer;
         }
+        self.may_still_settle()?;
         if !reservation.is_pending() || reservation.is_overdue(now) {
             must_settle(&reservation, now)?;
         }

@@ -1,18 +1,20 @@
 //! Reads for people and auditors: outside the lanes, on connections of the pool.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+
+use sqlx::PgConnection;
 
 use super::hot::{read_configs, read_heads};
 use super::rows::{self, column, time};
 use super::{Store, StoreError, sort};
 use crate::domain::answer::BalanceView;
-use crate::domain::budget::Budget;
+use crate::domain::budget::{Balance, Budget};
 use crate::domain::id::{BalanceNo, BudgetNo, ReservationId, Sequence, TenantId};
 use crate::domain::ledger::{ChainHash, Decision, EntryKind};
 use crate::domain::query::{BalanceQuery, EntryQuery, ReservationQuery, StateFilter, StoredEntry};
 use crate::domain::reservation::Reservation;
 use crate::domain::scope::{Scope, ScopeFilter};
-use crate::domain::tenant::Tenant;
+use crate::domain::tenant::{Tenant, TenantConfig};
 use crate::domain::time::Timestamp;
 
 /// A pattern for LIKE that finds a `level:value` pair in a canonical scope. Of
@@ -174,29 +176,48 @@ impl Store {
         let Some(config) = configs.get(tenant) else {
             return Ok(Vec::new());
         };
-        let rows = sqlx::query(
-            "/* balances */
-             SELECT * FROM balances
-             WHERE tenant_id = $1 AND balance_no > $2
-               AND ($3 OR period_end_us IS NULL OR period_end_us > $4)
-               AND '/' || scope || '/' LIKE ALL ($5::text[])
-             ORDER BY balance_no LIMIT $6",
-        )
+        const ALL: &str = "/* balances */
+            SELECT * FROM balances
+            WHERE tenant_id = $1 AND balance_no > $2
+              AND ($3 OR period_end_us IS NULL OR period_end_us > $4)
+              AND '/' || scope || '/' LIKE ALL ($5::text[])
+            ORDER BY balance_no LIMIT $6";
+        const OF_SCOPE: &str = "/* balances_of_scope */
+            SELECT * FROM balances
+            WHERE tenant_id = $1 AND balance_no > $2
+              AND ($3 OR period_end_us IS NULL OR period_end_us > $4)
+              AND '/' || scope || '/' LIKE ALL ($5::text[])
+              AND budget_no = ANY ($7) AND scope_key = $8
+            ORDER BY balance_no LIMIT $6";
+        let mut statement = sqlx::query(match query.exact {
+            None => ALL,
+            Some(_) => OF_SCOPE,
+        })
         .bind(tenant.as_str())
         .bind(query.after.map_or(0, |no| no.0))
         .bind(query.include_past)
         .bind(query.now.as_micros())
         .bind(patterns(&query.scope))
-        .bind(query.limit)
-        .fetch_all(&mut *conn)
-        .await
-        .map_err(sort)?;
+        .bind(query.limit);
+        if let Some(scope) = &query.exact {
+            let budgets = config.budgets().filter(|b| b.scope.covers(scope));
+            let budgets: Vec<_> = budgets.map(|b| b.no.0).collect();
+            statement = statement
+                .bind(budgets)
+                .bind(rows::scope_key(scope.as_str()));
+        }
+        let rows = statement.fetch_all(&mut *conn).await.map_err(sort)?;
         let mut views = Vec::with_capacity(rows.len());
         for row in &rows {
             let balance = rows::balance(row)?;
             if let Some(budget) = config.budget(balance.budget) {
                 views.push((balance.no, BalanceView::of(&balance, budget)));
             }
+        }
+        let room = usize::try_from(query.limit).unwrap_or(0);
+        let room = room.saturating_sub(rows.len());
+        if query.include_unopened && room > 0 {
+            views.extend(unopened(&mut conn, config, query, room).await?);
         }
         Ok(views)
     }
@@ -327,4 +348,48 @@ fn stored_entry(row: &sqlx::postgres::PgRow) -> Result<StoredEntry, StoreError> 
         prev_hash: hash("prev_hash")?,
         hash: hash("hash")?,
     })
+}
+
+/// Balances of budgets without wildcards that have none in this period, by budget.
+async fn unopened(
+    conn: &mut PgConnection,
+    config: &TenantConfig,
+    query: &BalanceQuery,
+    room: usize,
+) -> Result<Vec<(BalanceNo, BalanceView)>, StoreError> {
+    let number = |budget: &Budget| BalanceNo(BalanceQuery::UNOPENED + i64::from(budget.no.0));
+    let asked = |budget: &Budget| {
+        let scope = budget.scope.text();
+        let exact = query.exact.as_ref().is_none_or(|exact| exact.text() == scope);
+        let named = query.scope.iter().all(|filter| filter.matches_scope(&budget.scope));
+        let after = query.after.is_none_or(|after| number(budget) > after);
+        exact && named && after && budget.present && !budget.scope.is_template()
+    };
+    let mut budgets: Vec<_> = config.budgets().filter(|b| asked(b)).collect();
+    budgets.sort_unstable_by_key(|budget| budget.no.0);
+    let numbers: Vec<_> = budgets.iter().map(|budget| budget.no.0).collect();
+    let opened: HashSet<i32> = sqlx::query_scalar(
+        "/* opened */
+         SELECT budget_no FROM balances
+         WHERE tenant_id = $1 AND budget_no = ANY ($2)
+           AND (period_end_us IS NULL OR period_end_us > $3)",
+    )
+    .bind(config.tenant.id.as_str())
+    .bind(numbers)
+    .bind(query.now.as_micros())
+    .fetch_all(conn)
+    .await
+    .map_err(sort)?
+    .into_iter()
+    .collect();
+    let fresh = budgets.into_iter().filter(|b| !opened.contains(&b.no.0));
+    Ok(fresh
+        .take(room)
+        .map(|budget| {
+            let scope = budget.scope.text().clone();
+            let window = budget.calendar.window(query.now);
+            let balance = Balance::new(number(budget), budget.no, scope, window);
+            (balance.no, BalanceView::of(&balance, budget))
+        })
+        .collect())
 }

@@ -171,7 +171,7 @@ async fn rows(
         who(&mut r).dimensions = [("run".to_owned(), String::new())].into();
     });
     bad_reserve!("17 dimensions", "subject.dimensions", |r| {
-        who(&mut r).dimensions = (0..17).map(|n| (format!("d{n}"), "x".to_owned())).collect();
+        who(&mut r).dimensions = (0..33).map(|n| (format!("d{n}"), "x".to_owned())).collect();
     });
     bad_reserve!("no action", "action", |r| r.action = None);
     bad_reserve!("no action name", "action.name", |r| what(&mut r)
@@ -233,11 +233,11 @@ async fn rows(
             ..Context::default()
         });
     });
-    bad_reserve!("17 metadata", "metadata", |r| {
+    bad_reserve!("33 metadata", "metadata", |r| {
         r.metadata = (0..17).map(|n| (n.to_string(), String::new())).collect();
     });
     bad_reserve!("long metadata", "metadata[k]", |r| {
-        r.metadata = [("k".to_owned(), "x".repeat(257))].into();
+        r.metadata = [("k".to_owned(), "x".repeat(1_025))].into();
     });
 
     let mut request = reserve(1);

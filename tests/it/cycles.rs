@@ -82,7 +82,8 @@ async fn the_first_scope_that_fails_is_the_only_reason() {
     assert_eq!(answer.reasons.len(), 1);
     assert_eq!(answer.reasons[0].scope, "tenant:acme");
     // What has happened is not taken by a frozen budget either.
-    let recorded = world.operator.authority.clone().record(RecordRequest {
+    let mut authority = world.operator.authority.clone();
+    let recorded = authority.record(RecordRequest {
         idempotency_key: unique("record"),
         subject: Some(subject("acme")),
         action: action("act", json!({})).action,

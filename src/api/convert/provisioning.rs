@@ -17,7 +17,7 @@ use crate::domain::key::StoredKey;
 use crate::domain::ledger::{Change, ChangeKind};
 use crate::domain::period::{Calendar, Period};
 use crate::domain::permission::{Permission, Permissions};
-use crate::domain::provision::{BudgetKey, BudgetSpec, Document, TenantSpec};
+use crate::domain::provision::{BudgetKey, BudgetSpec, Document, Field, Mode, TenantSpec};
 use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy, Ttl};
 use crate::domain::scope::{Scope, ScopeFilter};
 use crate::domain::tenant::{ActivityWindow, CyclesRules, Settings, Tenant, TenantState, UnprovisionedRule};
@@ -57,6 +57,8 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         policies,
         freezes,
         absent_freezes,
+        create_only,
+        update_mask,
     } = message;
     let mut fields = Fields::default();
     let key = match (validate_only, idempotency_key.is_empty()) {
@@ -139,6 +141,7 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
         let scope = rules::frozen_scope(&mut fields, &at, &freeze.scope, &mut seen);
         document.absent_freezes.extend(scope);
     }
+    document.mode = mode(&mut fields, create_only, update_mask);
     fields.finish(Some(Asked {
         document,
         key: key.filter(|_| !validate_only),
@@ -156,7 +159,7 @@ fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
         }
         Digest::of(&bytes)
     }
-    vec![
+    let mut digests = vec![
         ("tenants".into(), of(&message.tenants)),
         ("budgets".into(), of(&message.budgets)),
         ("absent_budgets".into(), of(&message.absent_budgets)),
@@ -165,7 +168,37 @@ fn digests(message: &proto::ProvisionRequest) -> Vec<(Box<str>, Digest)> {
         ("policies".into(), of(&message.policies)),
         ("freezes".into(), of(&message.freezes)),
         ("absent_freezes".into(), of(&message.absent_freezes)),
-    ]
+    ];
+    // Said only where it is not the rule: entries from before it could be said agree.
+    if message.create_only {
+        digests.push(("create_only".into(), Digest::of(b"true")));
+    }
+    if let Some(mask) = &message.update_mask {
+        let paths = mask.paths.join(",");
+        digests.push(("update_mask".into(), Digest::of(paths.as_bytes())));
+    }
+    digests
+}
+
+fn mode(fields: &mut Fields, create_only: bool, mask: Option<pbjson_types::FieldMask>) -> Mode {
+    let paths = mask.map_or_else(Vec::new, |mask| mask.paths);
+    if paths.is_empty() {
+        return if create_only {
+            Mode::CreateOnly
+        } else {
+            Mode::Apply
+        };
+    }
+    if create_only {
+        fields.bad("update_mask", "empty together with create_only");
+    }
+    let mut mask: Vec<_> = paths
+        .iter()
+        .filter_map(|path| fields.take("update_mask", Field::parse(path)))
+        .collect();
+    mask.sort_unstable();
+    mask.dedup();
+    Mode::Update(mask)
 }
 
 fn tenant_spec(

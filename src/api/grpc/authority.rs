@@ -18,6 +18,7 @@ use crate::domain::query::{BalanceQuery, ReservationQuery};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::{Command, RecordOf};
 use crate::domain::reservation::Reservation;
+use crate::domain::scope::Scope;
 use crate::domain::time::Timestamp;
 use crate::proto;
 use crate::proto::authority_server::Authority;
@@ -261,12 +262,22 @@ impl Authority for Services {
             include_past,
             page_size,
             page_token,
+            include_unopened,
+            exact,
         } = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant("tenant", &tenant, caller.tenant());
-        let question = format!("balances\0{tenant:?}\0{scope}\0{include_past}");
+        let question = format!(
+            "balances\0{tenant:?}\0{scope}\0{include_past}\0{include_unopened}\0{exact}"
+        );
         let page = Page::parse(&mut fields, page_size, &page_token, &question);
+        let exact = match exact {
+            true => fields.take("scope", Scope::parse(&scope)),
+            false => None,
+        };
         let query = BalanceQuery {
+            exact,
+            include_unopened,
             scope: caller.filters(words::scope_filter(&mut fields, &scope)),
             include_past,
             after: page

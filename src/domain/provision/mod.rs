@@ -1,6 +1,7 @@
 //! The operator's document: tenants, budgets, tools, policies and freezes as they shall
 //! be, and the plan that brings them there.
 
+mod mode;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ use crate::domain::request::Digest;
 use crate::domain::scope::Scope;
 use crate::domain::tenant::{Freeze, Settings, Tenant, TenantState, UnprovisionedRule};
 use crate::domain::time::Timestamp;
+
+pub use mode::{Field, Mode};
 
 /// A tenant as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +88,7 @@ pub struct FreezeSpec {
 }
 
 /// The parts of a document, as fields of its message.
-pub const PARTS: [&str; 8] = [
+pub const PARTS: [&str; 10] = [
     "tenants",
     "budgets",
     "absent_budgets",
@@ -94,6 +97,8 @@ pub const PARTS: [&str; 8] = [
     "policies",
     "freezes",
     "absent_freezes",
+    "create_only",
+    "update_mask",
 ];
 
 /// A document. Applied whole or not at all.
@@ -115,6 +120,8 @@ pub struct Document {
     pub freezes: Vec<FreezeSpec>,
     /// Not to be stopped.
     pub absent_freezes: Vec<Scope>,
+    /// What it does where something stands already.
+    pub mode: Mode,
     /// SHA-256 of the document's parts, by field: what a retry must repeat.
     pub digests: Vec<(Box<str>, Digest)>,
 }
@@ -223,7 +230,14 @@ impl Plan {
         };
         for spec in &document.tenants {
             let before = current.get(&spec.id).and_then(|c| c.tenant.as_ref());
-            let (tenant, change) = plan_tenant(spec, before, now)?;
+            document.mode.admits(before.is_some(), || Refusal::TenantNotFound, || {
+                format!("tenant:{}", spec.id)
+            })?;
+            let spec = TenantSpec {
+                id: spec.id.clone(),
+                settings: document.mode.settings(spec, before),
+            };
+            let (tenant, change) = plan_tenant(&spec, before, now)?;
             plan.of(&spec.id).tenant = tenant;
             plan.note(&spec.id, change);
         }
@@ -235,6 +249,14 @@ impl Plan {
                 .map_err(|_| Refusal::TenantNotFound)?;
             let stands = plan.must_be_open(&tenant, current)?;
             let before = stands.and_then(|c| find(&c.budgets, &spec.key));
+            let present = before.filter(|budget| budget.present);
+            let missing = || Refusal::BudgetNotFound {
+                scope: spec.key.scope.clone(),
+                unit: spec.key.unit,
+                period: spec.key.period,
+            };
+            document.mode.admits(present.is_some(), missing, || spec.key.to_string())?;
+            let spec = &document.mode.budget(spec, present);
             let known = stands.map_or(0, |c| c.budgets.len());
             let added = plan
                 .of(&tenant)
