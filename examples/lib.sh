@@ -34,10 +34,13 @@ make_stubs() {
         --grpc_python_out="$out" proto/remit/v1/*.proto
 }
 
-# start_remit [SETTING...]: sets address, and what remit's own commands need to reach it as
+# start_remit [SETTING...]: sets address, cycles and cycles_admin (where gRPC, the Cycles
+# protocol and its admin plane are), and what remit's own commands need to reach it as
 # operator.
 start_remit() {
     "$remit" serve --data-dir "$work/data" --listen 127.0.0.1:0 --port-file "$work/address" \
+        --cycles-listen 127.0.0.1:0 --cycles-port-file "$work/cycles" \
+        --cycles-admin-listen 127.0.0.1:0 --cycles-admin-port-file "$work/cycles-admin" \
         "$@" 2>"$work/log" &
     server=$!
     for _ in $(seq 300); do
@@ -47,6 +50,7 @@ start_remit() {
     done
     [ -s "$work/address" ] || { echo "not ready after 30 s:" >&2; cat "$work/log" >&2; exit 1; }
     address=$(cat "$work/address")
+    cycles=$(cat "$work/cycles") cycles_admin=$(cat "$work/cycles-admin")
     export REMIT_TARGET="http://$address" REMIT_KEY_FILE="$work/data/operator.key"
 }
 

@@ -34,6 +34,14 @@ pub struct ServeConfig {
     pub socket: Option<PathBuf>,
     /// Gets the bound TCP address. Only there with `listen`.
     pub port_file: Option<PathBuf>,
+    /// Where the Cycles protocol is served to agents.
+    pub cycles_listen: Option<SocketAddr>,
+    /// Gets the bound address of it.
+    pub cycles_port_file: Option<PathBuf>,
+    /// Where its admin plane is served.
+    pub cycles_admin_listen: Option<SocketAddr>,
+    /// Gets the bound address of it.
+    pub cycles_admin_port_file: Option<PathBuf>,
     /// Where metrics and probes are served over HTTP.
     pub metrics_listen: Option<SocketAddr>,
     /// Gets the bound address of them.

@@ -130,6 +130,15 @@ impl Metrics {
         seconds.observe(took.as_secs_f64());
     }
 
+    /// A call of the gateway was answered. `code` is the protocol's error, or `OK`.
+    pub fn answered_by_gateway(&self, method: &'static str, code: &'static str, took: Duration) {
+        let of = Answered { method, code };
+        self.0.requests.get_or_create(&of).inc();
+        let of = OfMethod { method };
+        let seconds = self.0.request_seconds.get_or_create(&of);
+        seconds.observe(took.as_secs_f64());
+    }
+
     /// A batch was decided.
     pub fn batch(&self, commands: usize, took: Duration) {
         self.0.batches.inc();

@@ -23,6 +23,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::grpc::{Services, random_key};
+use crate::api::http::{Gateway, Listening, tls};
 use crate::api::layers::{EdgeLayer, LayerLimits, RequestIdentity, stack};
 use crate::api::monitoring;
 use crate::config::{Database, Limits, ServeConfig, TlsFiles};
@@ -194,7 +195,8 @@ async fn listen(
 
     let (reporter, health) = tonic_health::server::health_reporter();
     report(&reporter, ServingStatus::NotServing).await;
-    let routes = routes(config, engine, health)?;
+    let services = Services::new(engine.clone(), reach(config));
+    let routes = routes(config, services.clone(), health)?;
     let limits = LayerLimits {
         max_concurrent_requests: config.limits.max_concurrent_requests,
         default_deadline: config.limits.default_deadline,
@@ -203,6 +205,39 @@ async fn listen(
     let layer = stack(&limits, metrics.clone());
     let stop = CancellationToken::new();
     let mut servers = tokio::task::JoinSet::new();
+    let (ready, readiness) = watch::channel(false);
+    let gateway = Gateway {
+        services,
+        metrics: metrics.clone(),
+        slots: layer.slots(),
+        deadline: config.limits.default_deadline,
+        max_body_bytes: config.limits.max_message_bytes,
+        ready: readiness.clone(),
+    };
+    for (address, file, routes) in [
+        (
+            config.cycles_listen,
+            &config.cycles_port_file,
+            gateway.clone().runtime(),
+        ),
+        (
+            config.cycles_admin_listen,
+            &config.cycles_admin_port_file,
+            gateway.admin(),
+        ),
+    ] {
+        let Some(address) = address else { continue };
+        let listening = Listening::bind(address).await?;
+        let bound = listening.address();
+        let acceptor = config.tls.as_ref().map(tls).transpose()?;
+        tracing::info!(address = %bound, tls = acceptor.is_some(), "serving Cycles");
+        let serving = listening.serve(routes, acceptor, stop.clone());
+        servers.spawn(async move {
+            serving.await;
+            Ok(())
+        });
+        announce(file.as_deref(), bound)?;
+    }
     if let Some(address) = config.listen {
         let listener = TcpListener::bind(address)
             .await
@@ -230,7 +265,6 @@ async fn listen(
         tracing::info!(socket = %path.display(), "serving");
     }
 
-    let (ready, readiness) = watch::channel(false);
     if let Some(address) = config.metrics_listen {
         let listener = TcpListener::bind(address)
             .await
@@ -283,12 +317,11 @@ fn builder(
 
 fn routes(
     config: &ServeConfig,
-    engine: &Engine,
+    services: Services,
     health: tonic_health::pb::health_server::HealthServer<
         impl tonic_health::pb::health_server::Health,
     >,
 ) -> anyhow::Result<Routes> {
-    let services = Services::new(engine.clone(), reach(config));
     let message = config.limits.max_message_bytes;
     let mut routes = Routes::new(health)
         .add_service(AuthorityServer::new(services.clone()).max_decoding_message_size(message))

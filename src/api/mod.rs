@@ -7,6 +7,7 @@ pub mod auth;
 pub mod convert;
 pub mod fields;
 pub mod grpc;
+pub mod http;
 pub mod layers;
 pub mod monitoring;
 pub mod page;

@@ -16,6 +16,10 @@ use super::{
 const LISTEN: Flag = Flag("listen");
 const SOCKET: Flag = Flag("socket");
 const PORT_FILE: Flag = Flag("port-file");
+const CYCLES_LISTEN: Flag = Flag("cycles-listen");
+const CYCLES_PORT_FILE: Flag = Flag("cycles-port-file");
+const CYCLES_ADMIN_LISTEN: Flag = Flag("cycles-admin-listen");
+const CYCLES_ADMIN_PORT_FILE: Flag = Flag("cycles-admin-port-file");
 const METRICS_LISTEN: Flag = Flag("metrics-listen");
 const METRICS_PORT_FILE: Flag = Flag("metrics-port-file");
 const INSECURE: Flag = Flag("insecure");
@@ -56,6 +60,33 @@ pub struct ServeArgs {
     /// ready. Default: none.
     #[arg(long, env = "REMIT_PORT_FILE", value_name = "PATH")]
     port_file: Option<OsString>,
+
+    /// Address and port for the Cycles protocol over HTTP/JSON, as agents call it; `none`:
+    /// not served. With --tls-cert over HTTPS.
+    #[arg(
+        long,
+        env = "REMIT_CYCLES_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7878"
+    )]
+    cycles_listen: OsString,
+
+    /// Write the address that was bound for it into this file. Default: none.
+    #[arg(long, env = "REMIT_CYCLES_PORT_FILE", value_name = "PATH")]
+    cycles_port_file: Option<OsString>,
+
+    /// Address and port for the admin plane of the Cycles protocol; `none`: not served.
+    #[arg(
+        long,
+        env = "REMIT_CYCLES_ADMIN_LISTEN",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:7979"
+    )]
+    cycles_admin_listen: OsString,
+
+    /// Write the address that was bound for it into this file. Default: none.
+    #[arg(long, env = "REMIT_CYCLES_ADMIN_PORT_FILE", value_name = "PATH")]
+    cycles_admin_port_file: Option<OsString>,
 
     /// Serve metrics for Prometheus (`/metrics`) and probes (`/livez`, `/readyz`) over
     /// HTTP on this address, for example `127.0.0.1:9464`. They name no tenant and need
@@ -333,6 +364,10 @@ impl ServeArgs {
             listen: r.listen(LISTEN, &self.listen),
             socket: r.socket(SOCKET, self.socket),
             port_file: r.path(PORT_FILE, self.port_file),
+            cycles_listen: r.listen(CYCLES_LISTEN, &self.cycles_listen),
+            cycles_port_file: r.path(CYCLES_PORT_FILE, self.cycles_port_file),
+            cycles_admin_listen: r.listen(CYCLES_ADMIN_LISTEN, &self.cycles_admin_listen),
+            cycles_admin_port_file: r.path(CYCLES_ADMIN_PORT_FILE, self.cycles_admin_port_file),
             metrics_listen: self
                 .metrics_listen
                 .and_then(|given| r.listen(METRICS_LISTEN, &given)),
@@ -409,17 +444,22 @@ impl ServeConfig {
                 if self.port_file.is_some() {
                     r.wrong(PORT_FILE, "means nothing with --listen none: leave one out");
                 }
-                if self.tls.is_some() {
+                let others = [self.cycles_listen, self.cycles_admin_listen];
+                if self.tls.is_some() && others.iter().all(Option::is_none) {
                     r.wrong(TLS_CERT, "means nothing with --listen none: leave one out");
                 }
             }
-            Some(address)
-                if self.tls.is_none()
-                    && !insecure
-                    && !address.ip().to_canonical().is_loopback() =>
-            {
+            Some(_) => {}
+        }
+        for (flag, address) in [
+            (LISTEN, self.listen),
+            (CYCLES_LISTEN, self.cycles_listen),
+            (CYCLES_ADMIN_LISTEN, self.cycles_admin_listen),
+        ] {
+            let reached = address.filter(|at| !at.ip().to_canonical().is_loopback());
+            if let Some(address) = reached.filter(|_| self.tls.is_none() && !insecure) {
                 r.wrong(
-                    LISTEN,
+                    flag,
                     &format!(
                         "{address} can be reached from other machines and there is no TLS: give \
                          --tls-cert and --tls-key, or --insecure if the network is safe, or \
@@ -427,7 +467,28 @@ impl ServeConfig {
                     ),
                 );
             }
-            Some(_) => {}
+        }
+        for (file, flag, listen) in [
+            (
+                (CYCLES_PORT_FILE, self.cycles_port_file.is_some()),
+                "--cycles-listen",
+                self.cycles_listen,
+            ),
+            (
+                (
+                    CYCLES_ADMIN_PORT_FILE,
+                    self.cycles_admin_port_file.is_some(),
+                ),
+                "--cycles-admin-listen",
+                self.cycles_admin_listen,
+            ),
+        ] {
+            if file.1 && listen.is_none() {
+                r.wrong(
+                    file.0,
+                    &format!("means nothing with {flag} none: leave one out"),
+                );
+            }
         }
         if self.metrics_port_file.is_some() && self.metrics_listen.is_none() {
             r.wrong(METRICS_PORT_FILE, "means nothing without --metrics-listen");

@@ -55,6 +55,10 @@ fn without_settings_everything_has_its_default() {
         listen: Some(([127, 0, 0, 1], 50_051).into()),
         socket: None,
         port_file: None,
+        cycles_listen: Some("127.0.0.1:7878".parse().expect("an address")),
+        cycles_port_file: None,
+        cycles_admin_listen: Some("127.0.0.1:7979".parse().expect("an address")),
+        cycles_admin_port_file: None,
         metrics_listen: None,
         metrics_port_file: None,
         database: Database::Embedded {

@@ -171,6 +171,8 @@ pub struct Answer {
     pub uncovered: Amounts,
     /// The balances that it is about, after it.
     pub balances: Vec<BalanceView>,
+    /// Fund: the balance as it was before.
+    pub funded_from: Option<Box<BalanceView>>,
     /// The entry that records it; nothing where nothing was recorded.
     pub seq: Option<Sequence>,
     /// It is the first answer to the same key again.
@@ -190,6 +192,7 @@ impl Answer {
             released: Amounts::NONE,
             uncovered: Amounts::NONE,
             balances: Vec::new(),
+            funded_from: None,
             seq: None,
             replayed: false,
             explanation: None,

@@ -39,7 +39,11 @@ impl TenantState {
                 at: reservation.expires_at,
             });
         }
-        let extensions: u32 = reservation.tranches.iter().map(|held| held.extensions).sum();
+        let extensions: u32 = reservation
+            .tranches
+            .iter()
+            .map(|held| held.extensions)
+            .sum();
         let cycles = &self.config.tenant.settings.cycles;
         if cycles.is_some_and(|rules| extensions >= rules.max_extensions) {
             return Err(Refusal::TooManyExtensions);

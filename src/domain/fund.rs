@@ -67,6 +67,7 @@ impl TenantState {
         self.pin(Some(key));
         Ok(Answer {
             balances: self.views(&movements),
+            funded_from: self.funded_from(EntryKind::Fund, &movements),
             seq: Some(seq),
             ..Answer::new(Verdict::Allow)
         })

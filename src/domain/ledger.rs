@@ -172,6 +172,22 @@ impl Movement {
             after: After::of(after, limit),
         }
     }
+
+    /// What the balance was before.
+    pub fn before(&self) -> After {
+        let less = |now: Amount, moved: i64| {
+            let was = now.get().saturating_sub(moved);
+            // A balance is never less than nothing.
+            Amount::new(was).unwrap_or(Amount::ZERO)
+        };
+        let After(allocated, reserved, spent, debt) = self.after;
+        After(
+            allocated.map(|allocated| less(allocated, self.granted)),
+            less(reserved, self.reserved),
+            less(spent, self.spent),
+            less(debt, self.debt),
+        )
+    }
 }
 
 /// A balance that an entry opened.
@@ -667,7 +683,9 @@ impl Request {
         let differs = |part: &&str| {
             let of = |body: &Self| {
                 let mut parts = body.document.iter();
-                parts.find(|(name, _)| **name == **part).map(|found| found.1)
+                parts
+                    .find(|(name, _)| **name == **part)
+                    .map(|found| found.1)
             };
             of(self) != of(other)
         };

@@ -411,9 +411,7 @@ pub enum Refusal {
     #[error("the lease would end more than 24 h from now")]
     LeaseTooLong,
     /// Extended as often as Cycles' rules let, or over too many different sets of balances.
-    #[error(
-        "the reservation was extended too often, or over too many different sets of balances"
-    )]
+    #[error("the reservation was extended too often, or over too many different sets of balances")]
     TooManyExtensions,
     /// The tenant is over for good.
     #[error("the tenant is closed")]

@@ -590,6 +590,7 @@ impl TenantState {
             released: body.released,
             uncovered: body.uncovered,
             balances: self.views(&body.movements),
+            funded_from: self.funded_from(body.kind, &body.movements),
             seq: Some(body.seq),
             replayed: true,
             explanation: body.explanation.clone(),
@@ -607,6 +608,22 @@ impl TenantState {
                 Some(BalanceView::at(balance, budget, movement.after))
             })
             .collect()
+    }
+
+    /// A funded balance as it was before.
+    pub(super) fn funded_from(
+        &self,
+        kind: EntryKind,
+        movements: &[Movement],
+    ) -> Option<Box<BalanceView>> {
+        let movement = movements.first().filter(|_| kind == EntryKind::Fund)?;
+        let balance = self.balances.get(&movement.balance)?;
+        let budget = self.config.budget(balance.budget)?;
+        Some(Box::new(BalanceView::at(
+            balance,
+            budget,
+            movement.before(),
+        )))
     }
 
     /// The budget of a balance. Budgets are never deleted, so that it is always

@@ -360,8 +360,14 @@ async fn unopened(
     let number = |budget: &Budget| BalanceNo(BalanceQuery::UNOPENED + i64::from(budget.no.0));
     let asked = |budget: &Budget| {
         let scope = budget.scope.text();
-        let exact = query.exact.as_ref().is_none_or(|exact| exact.text() == scope);
-        let named = query.scope.iter().all(|filter| filter.matches_scope(&budget.scope));
+        let exact = query
+            .exact
+            .as_ref()
+            .is_none_or(|exact| exact.text() == scope);
+        let named = query
+            .scope
+            .iter()
+            .all(|filter| filter.matches_scope(&budget.scope));
         let after = query.after.is_none_or(|after| number(budget) > after);
         exact && named && after && budget.present && !budget.scope.is_template()
     };

@@ -1,7 +1,7 @@
 //! The messages of `Provisioning`.
 
-use std::time::Duration;
 use std::collections::HashSet;
+use std::time::Duration;
 
 use tonic::Status;
 
@@ -20,7 +20,9 @@ use crate::domain::permission::{Permission, Permissions};
 use crate::domain::provision::{BudgetKey, BudgetSpec, Document, Field, Mode, TenantSpec};
 use crate::domain::request::{Digest, Fund, FundOperation, Funding, OveragePolicy, Ttl};
 use crate::domain::scope::{Scope, ScopeFilter};
-use crate::domain::tenant::{ActivityWindow, CyclesRules, Settings, Tenant, TenantState, UnprovisionedRule};
+use crate::domain::tenant::{
+    ActivityWindow, CyclesRules, Settings, Tenant, TenantState, UnprovisionedRule,
+};
 use crate::domain::time::Timestamp;
 use crate::engine::Provisioned;
 use crate::proto;
@@ -269,7 +271,11 @@ fn tenant_spec(
     };
     let cycles = match cycles_compatible {
         None => None,
-        Some(rules) => Some(cycles_rules(fields, &format!("{at}.cycles_compatible"), rules)?),
+        Some(rules) => Some(cycles_rules(
+            fields,
+            &format!("{at}.cycles_compatible"),
+            rules,
+        )?),
     };
     Some(TenantSpec {
         id: id?,
@@ -306,7 +312,9 @@ fn cycles_rules(fields: &mut Fields, at: &str, message: proto::CyclesRules) -> O
     let max_ttl = ttl("max_ttl", max_ttl, default.max_ttl_ms);
     let extensions = match max_extensions {
         None => Some(default.max_extensions),
-        Some(count) => u32::try_from(count).ok().filter(|count| *count <= 1_000_000),
+        Some(count) => u32::try_from(count)
+            .ok()
+            .filter(|count| *count <= 1_000_000),
     };
     if extensions.is_none() {
         fields.bad(format!("{at}.max_extensions"), "0 to 1000000");

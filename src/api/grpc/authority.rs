@@ -267,9 +267,8 @@ impl Authority for Services {
         } = request.into_inner();
         let mut fields = Fields::default();
         let tenant = fields.tenant("tenant", &tenant, caller.tenant());
-        let question = format!(
-            "balances\0{tenant:?}\0{scope}\0{include_past}\0{include_unopened}\0{exact}"
-        );
+        let question =
+            format!("balances\0{tenant:?}\0{scope}\0{include_past}\0{include_unopened}\0{exact}");
         let page = Page::parse(&mut fields, page_size, &page_token, &question);
         let exact = match exact {
             true => fields.take("scope", Scope::parse(&scope)),

@@ -23,4 +23,9 @@ impl Services {
     pub fn new(engine: Engine, reach: Reach) -> Self {
         Self { engine, reach }
     }
+
+    /// What is asked to decide.
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
 }

@@ -62,6 +62,7 @@ impl Provisioning for Services {
             .await?;
         Ok(Response::new(proto::FundBudgetResponse {
             balance: answer.balances.first().map(convert::balance),
+            previous: answer.funded_from.as_deref().map(convert::balance),
             replayed: answer.replayed,
             ledger_sequence: answer.seq.map_or(0, |seq| seq.0),
         }))

@@ -5,11 +5,16 @@
 //! `BUDGET_EXCEEDED`, the one that every published client takes for a no; the true reason
 //! stands in `details`.
 
-use http::StatusCode;
-use serde_json::{Map, Value};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::translate;
 use crate::proto;
 
 /// One error, before it is given the request's ids.
@@ -20,7 +25,22 @@ pub(super) struct Fault {
     pub(super) message: String,
     pub(super) details: Map<String, Value>,
     /// When to try again.
-    pub(super) retry_after: Option<std::time::Duration>,
+    pub(super) retry_after: Option<Duration>,
+    /// Of a denial that the ledger has.
+    pub(super) decision_id: String,
+    pub(super) sequence: i64,
+    pub(super) replayed: bool,
+}
+
+/// The body of any error.
+#[derive(Serialize)]
+struct Body<'a> {
+    error: &'a str,
+    message: &'a str,
+    request_id: &'a str,
+    trace_id: &'a str,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    details: &'a Map<String, Value>,
 }
 
 impl Fault {
@@ -31,12 +51,87 @@ impl Fault {
             message: message.into(),
             details: Map::new(),
             retry_after: None,
+            decision_id: String::new(),
+            sequence: 0,
+            replayed: false,
         }
     }
 
     /// A request that can't be taken.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "INVALID_REQUEST", message)
+    }
+
+    /// A field that can't be taken; `wants` completes "must be …".
+    pub(super) fn field(field: &str, wants: &str) -> Self {
+        Self::invalid(format!("Validation failed: {field}: must be {wants}"))
+    }
+
+    /// Something that does not exist.
+    pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
+        let message = format!("Resource not found: {what}");
+        Self::new(StatusCode::NOT_FOUND, "NOT_FOUND", message)
+    }
+
+    /// Something that another service of this kind does and this one does not.
+    pub(super) fn not_implemented(what: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_IMPLEMENTED,
+            "NOT_IMPLEMENTED",
+            format!(
+                "{what} is not a part of this gateway: docs/cycles.md says what to use instead"
+            ),
+        )
+    }
+
+    pub(super) fn internal() -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "INTERNAL_ERROR",
+            "internal error: the log has the cause under this request id",
+        )
+    }
+
+    /// The deadline passed before there was an answer.
+    pub(super) fn overdue(allowed: Duration) -> Self {
+        let mut fault = Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "INTERNAL_ERROR",
+            "no answer in time: whether the call took effect is unknown, so retry it with the \
+             same idempotency key",
+        );
+        fault.detail("reason", "DEADLINE_EXCEEDED");
+        fault.detail(
+            "deadline_ms",
+            u64::try_from(allowed.as_millis()).unwrap_or(u64::MAX),
+        );
+        fault
+    }
+
+    pub(super) fn detail(&mut self, name: &str, value: impl Into<Value>) {
+        self.details.insert(name.to_owned(), value.into());
+    }
+
+    /// The text of its body.
+    pub(super) fn body(&self, request_id: &str, trace_id: &str) -> Vec<u8> {
+        let body = Body {
+            error: self.error,
+            message: &self.message,
+            request_id,
+            trace_id,
+            details: &self.details,
+        };
+        // Texts and JSON values: writing them does not fail.
+        serde_json::to_vec(&body).unwrap_or_default()
+    }
+}
+
+/// Becomes an answer at the edge, which knows the request's ids.
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(Box::new(self));
+        response
     }
 }
 
@@ -50,14 +145,17 @@ fn code_of(reason: &str, code: Code) -> (StatusCode, &'static str) {
         }
         "RESERVATION_EXPIRED" => (StatusCode::GONE, "RESERVATION_EXPIRED"),
         "RESERVATION_FINALIZED" => (StatusCode::CONFLICT, "RESERVATION_FINALIZED"),
-        "OVERAGE_REJECTED" => (StatusCode::CONFLICT, "BUDGET_EXCEEDED"),
+        "OVERAGE_REJECTED" | "APPROVAL_PENDING" | "INSUFFICIENT_REMAINING" => {
+            (StatusCode::CONFLICT, "BUDGET_EXCEEDED")
+        }
         "OVERDRAFT_LIMIT_EXCEEDED" => (StatusCode::CONFLICT, "OVERDRAFT_LIMIT_EXCEEDED"),
         "TOO_MANY_EXTENSIONS" => (StatusCode::CONFLICT, "MAX_EXTENSIONS_EXCEEDED"),
         "TENANT_CLOSED" => (StatusCode::CONFLICT, "TENANT_CLOSED"),
         "BUDGET_FROZEN" => (StatusCode::CONFLICT, "BUDGET_FROZEN"),
         "BUDGET_CLOSED" => (StatusCode::CONFLICT, "BUDGET_CLOSED"),
         "BUDGET_NOT_PROVISIONED" => (StatusCode::NOT_FOUND, "NOT_FOUND"),
-        "APPROVAL_PENDING" => (StatusCode::CONFLICT, "BUDGET_EXCEEDED"),
+        "BUDGET_NOT_FOUND" => (StatusCode::NOT_FOUND, "BUDGET_NOT_FOUND"),
+        "ALREADY_PROVISIONED" => (StatusCode::CONFLICT, "DUPLICATE_RESOURCE"),
         _ => match code {
             Code::InvalidArgument => (StatusCode::BAD_REQUEST, "INVALID_REQUEST"),
             Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
@@ -85,30 +183,45 @@ impl From<Status> for Fault {
         let (http, error) = code_of(reason, status.code());
         let mut fault = Self::new(http, error, status.message());
         if !reason.is_empty() && reason != error {
-            fault.details.insert("reason".into(), reason.into());
+            fault.detail("reason", reason);
         }
         let metadata = info.into_iter().flat_map(|info| &info.metadata);
-        let mut metadata: Vec<_> = metadata.collect();
-        metadata.sort();
         for (key, value) in metadata {
             // The protocol's own names, for the one code whose details it fixes.
-            let (key, value) = match key.as_str() {
-                "unit" if error == "UNIT_MISMATCH" => ("requested_unit", value.as_str().into()),
+            match key.as_str() {
+                "unit" if error == "UNIT_MISMATCH" => {
+                    fault.detail("requested_unit", value.as_str())
+                }
                 "counted" if error == "UNIT_MISMATCH" => {
                     let units = value.split(',').filter(|unit| !unit.is_empty());
-                    ("expected_units", units.map(Value::from).collect())
+                    fault.detail("expected_units", units.collect::<Vec<_>>());
                 }
-                key => (key, Value::from(value.as_str())),
-            };
-            fault.details.insert(key.to_owned(), value);
+                "field" => fault.detail(key, translate::field(value)),
+                key => fault.detail(key, value.as_str()),
+            }
+        }
+        let violations = details.bad_request().map(|bad| &bad.field_violations);
+        if let ("INVALID_REQUEST", Some(violations)) = (reason, violations) {
+            let named: Vec<_> = violations
+                .iter()
+                .map(|one| format!("{}: {}", translate::field(&one.field), one.description))
+                .collect();
+            fault.message = format!("Validation failed: {}", named.join("; "));
         }
         fault.retry_after = details.retry_info().and_then(|retry| retry.retry_delay);
+        if let Some(retry_after) = fault.retry_after {
+            fault.detail("retry_after_ms", millis(retry_after));
+        }
         fault
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The protocol's code for a reason of a denial.
-fn code_of_denial(reason: &str) -> (StatusCode, &'static str) {
+fn code_of_denial(reason: &str, no_budget: bool) -> (StatusCode, &'static str) {
     match reason {
         "BUDGET_FROZEN" => (StatusCode::CONFLICT, "BUDGET_FROZEN"),
         "BUDGET_CLOSED" => (StatusCode::CONFLICT, "BUDGET_CLOSED"),
@@ -116,41 +229,123 @@ fn code_of_denial(reason: &str) -> (StatusCode, &'static str) {
         "DEBT_OUTSTANDING" => (StatusCode::CONFLICT, "DEBT_OUTSTANDING"),
         "TENANT_CLOSED" => (StatusCode::CONFLICT, "TENANT_CLOSED"),
         "TENANT_SUSPENDED" => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
-        "BUDGET_NOT_PROVISIONED" => (StatusCode::NOT_FOUND, "NOT_FOUND"),
-        // Policy, catalogue, freezes, narrowing, approvals: a no that every client knows.
+        "BUDGET_NOT_PROVISIONED" if no_budget => (StatusCode::NOT_FOUND, "NOT_FOUND"),
+        // Policy, catalogue, default-deny, freezes, narrowing, approvals: a no that every
+        // client knows.
         _ => (StatusCode::CONFLICT, "BUDGET_EXCEEDED"),
     }
 }
 
-/// A live reservation that was not let in. `approval` is what waits for a person, if that
-/// is why.
-pub(super) fn denied(reasons: &[proto::Reason], approval: Option<&str>) -> Fault {
-    let first = reasons.first();
-    let reason = first.map_or("", |reason| reason.code.as_str());
-    let (status, error) = code_of_denial(reason);
-    let message = match (reason, first) {
-        ("TENANT_SUSPENDED", _) => "TENANT_SUSPENDED".to_owned(),
-        ("BUDGET_NOT_PROVISIONED", Some(first)) => {
-            format!("Budget not found for provided scope: {}", first.scope)
-        }
-        (_, Some(first)) => first.message.clone(),
-        (_, None) => "denied".to_owned(),
-    };
-    let mut fault = Fault::new(status, error, message);
-    fault.details.insert("reason_code".into(), reason.into());
-    if let Some(first) = first {
-        let mut detail = Map::new();
-        detail.insert("reason_code".into(), reason.into());
-        if !first.scope.is_empty() {
-            detail.insert("blocked_by_scope".into(), first.scope.as_str().into());
-        }
-        if !first.remedy.is_empty() {
-            detail.insert("suggested_fix".into(), first.remedy.as_str().into());
-        }
-        fault.details.insert("deny_detail".into(), detail.into());
+/// A decision that lets nothing happen.
+#[derive(Debug, Default)]
+pub(super) struct Denial {
+    /// Strictest first.
+    pub(super) reasons: Vec<proto::Reason>,
+    /// What waits for a person, if that is why.
+    pub(super) approval: Option<proto::PendingApproval>,
+    /// No budget applies at all.
+    pub(super) no_budget: bool,
+    /// The deepest scope of the subject.
+    pub(super) scope_path: String,
+    /// It can pass later without an operator's help.
+    pub(super) retryable: bool,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) decision_id: String,
+    pub(super) sequence: i64,
+    pub(super) replayed: bool,
+}
+
+impl Denial {
+    fn reason(&self) -> &str {
+        self.reasons
+            .first()
+            .map_or("", |reason| reason.code.as_str())
     }
-    if let Some(id) = approval {
-        fault.details.insert("approval_id".into(), id.into());
+
+    /// What the protocol calls the reason.
+    pub(super) fn reason_code(&self) -> String {
+        match self.reason() {
+            "BUDGET_NOT_PROVISIONED" if self.no_budget => "BUDGET_NOT_FOUND".to_owned(),
+            reason => reason.to_owned(),
+        }
     }
-    fault
+
+    /// Milliseconds until it may pass.
+    pub(super) fn retry_after_ms(&self) -> Option<u64> {
+        self.retry_after.map(millis)
+    }
+
+    /// A suspended tenant is told so in another way than by a decision.
+    pub(super) fn suspended(&self) -> bool {
+        self.reason() == "TENANT_SUSPENDED"
+    }
+}
+
+/// A live call that was not let in.
+impl From<Denial> for Fault {
+    fn from(denial: Denial) -> Self {
+        let reason = denial.reason();
+        let (status, error) = code_of_denial(reason, denial.no_budget);
+        let first = denial.reasons.first();
+        let message = match first {
+            _ if denial.suspended() => "TENANT_SUSPENDED".to_owned(),
+            Some(_) if error == "NOT_FOUND" => {
+                format!("Budget not found for provided scope: {}", denial.scope_path)
+            }
+            Some(first) => first.message.clone(),
+            None => "denied".to_owned(),
+        };
+        let mut fault = Self::new(status, error, message);
+        fault.detail("reason_code", reason);
+        fault.detail("retryable", denial.retryable);
+        if let Some(after) = denial.retry_after_ms() {
+            fault.detail("retry_after_ms", after);
+        }
+        if let Some(first) = first {
+            let mut why = Map::new();
+            why.insert("reason_code".into(), reason.into());
+            for (name, text) in [
+                ("blocked_by_scope", &first.scope),
+                ("blocked_by_policy", &first.rule_id),
+                ("suggested_fix", &first.remedy),
+            ] {
+                if !text.is_empty() {
+                    why.insert(name.into(), text.as_str().into());
+                }
+            }
+            if reason == "BUDGET_EXCEEDED" {
+                why.insert("budget_remaining".into(), first.remaining.into());
+            }
+            fault.detail("deny_detail", why);
+        }
+        let short: Vec<_> = denial
+            .reasons
+            .iter()
+            .filter(|reason| reason.code == "BUDGET_EXCEEDED")
+            .map(|reason| {
+                json!({
+                    "scope": reason.scope,
+                    "unit": translate::unit_name(reason.unit()),
+                    "asked": reason.asked,
+                    "remaining": reason.remaining,
+                })
+            })
+            .collect();
+        if !short.is_empty() {
+            fault.detail("short_scopes", short);
+        }
+        if let Some(approval) = &denial.approval {
+            fault.detail("approval_id", approval.approval_id.as_str());
+            let until = approval.expire_time.as_ref().map(translate::millis_of);
+            fault.detail("approval_expires_at_ms", until.unwrap_or_default());
+        }
+        if !denial.decision_id.is_empty() {
+            fault.detail("decision_id", denial.decision_id.as_str());
+        }
+        fault.retry_after = denial.retry_after;
+        fault.decision_id = denial.decision_id;
+        fault.sequence = denial.sequence;
+        fault.replayed = denial.replayed;
+        fault
+    }
 }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::strict::Free;
+
 /// Who acts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,11 +79,8 @@ pub(super) struct Metrics {
     #[serde(default)]
     pub(super) model_version: Option<String>,
     #[serde(default)]
-    pub(super) custom: Option<serde_json::Map<String, serde_json::Value>>,
+    pub(super) custom: Option<Free>,
 }
-
-/// Free fields of the caller's.
-pub(super) type Metadata = serde_json::Map<String, serde_json::Value>;
 
 /// `POST /v1/decide`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -92,7 +91,7 @@ pub(super) struct Decide {
     pub(super) action: Action,
     pub(super) estimate: Amount,
     #[serde(default)]
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Free>,
 }
 
 /// `POST /v1/reservations`
@@ -112,7 +111,7 @@ pub(super) struct Reserve {
     #[serde(default)]
     pub(super) dry_run: Option<bool>,
     #[serde(default)]
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Free>,
 }
 
 /// `POST /v1/reservations/{id}/commit`
@@ -124,7 +123,7 @@ pub(super) struct Commit {
     #[serde(default)]
     pub(super) metrics: Option<Metrics>,
     #[serde(default)]
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Free>,
 }
 
 /// `POST /v1/reservations/{id}/release`
@@ -143,7 +142,7 @@ pub(super) struct Extend {
     pub(super) idempotency_key: String,
     pub(super) extend_by_ms: u64,
     #[serde(default)]
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Free>,
 }
 
 /// `POST /v1/events`
@@ -161,15 +160,16 @@ pub(super) struct Event {
     #[serde(default)]
     pub(super) client_time_ms: Option<u64>,
     #[serde(default)]
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<Free>,
 }
 
 /// The protocol's decisions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub(super) enum Decision {
     Allow,
     AllowWithCaps,
+    #[default]
     Deny,
 }
 
@@ -213,11 +213,13 @@ pub(super) struct Decided {
     pub(super) reason_code: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) caps: Option<Caps>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retry_after_ms: Option<u64>,
     pub(super) affected_scopes: Vec<String>,
 }
 
 /// The answer to Reserve.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Reserved {
     pub(super) decision: Decision,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -235,6 +237,8 @@ pub(super) struct Reserved {
     pub(super) caps: Option<Caps>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) reason_code: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) retry_after_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) balances: Option<Vec<Balance>>,
 }
@@ -277,13 +281,91 @@ pub(super) struct Applied {
     pub(super) balances: Vec<Balance>,
 }
 
-/// Any error. What the protocol does not know stands in `details`.
+/// Where a reservation stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum ReservationStatus {
+    Active,
+    Committed,
+    Released,
+    Expired,
+}
+
+/// One reservation. In lists without what published clients refuse there: `committed`,
+/// `finalized_at_ms` and, unless it is asked for, `metadata`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Problem {
-    pub(super) error: &'static str,
-    pub(super) message: String,
-    pub(super) request_id: String,
-    pub(super) trace_id: String,
+pub(super) struct Reservation {
+    pub(super) reservation_id: String,
+    pub(super) status: ReservationStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) details: Option<serde_json::Map<String, serde_json::Value>>,
+    pub(super) idempotency_key: Option<String>,
+    pub(super) subject: Subject,
+    pub(super) action: Action,
+    pub(super) reserved: Amount,
+    pub(super) created_at_ms: i64,
+    pub(super) expires_at_ms: i64,
+    pub(super) scope_path: String,
+    pub(super) affected_scopes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) committed: Option<Amount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) finalized_at_ms: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) metadata: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+/// One page of reservations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Reservations {
+    pub(super) reservations: Vec<Reservation>,
+    pub(super) has_more: bool,
+    /// Null at the end.
+    pub(super) next_cursor: Option<String>,
+}
+
+/// One page of balances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Balances {
+    pub(super) balances: Vec<Balance>,
+    pub(super) has_more: bool,
+    /// Null at the end.
+    pub(super) next_cursor: Option<String>,
+}
+
+/// What `GET /v1/reservations` can be asked. Times are ISO-8601; a blank one counts as
+/// absent.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct ReservationFilters {
+    pub(super) tenant: Option<String>,
+    pub(super) workspace: Option<String>,
+    pub(super) app: Option<String>,
+    pub(super) workflow: Option<String>,
+    pub(super) agent: Option<String>,
+    pub(super) toolset: Option<String>,
+    pub(super) status: Option<String>,
+    pub(super) idempotency_key: Option<String>,
+    pub(super) from: Option<String>,
+    pub(super) to: Option<String>,
+    pub(super) expires_from: Option<String>,
+    pub(super) expires_to: Option<String>,
+    pub(super) finalized_from: Option<String>,
+    pub(super) finalized_to: Option<String>,
+    pub(super) limit: Option<String>,
+    pub(super) cursor: Option<String>,
+    pub(super) include: Option<String>,
+    pub(super) sort_by: Option<String>,
+    pub(super) sort_dir: Option<String>,
+}
+
+/// What `GET /v1/balances` can be asked.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub(super) struct BalanceFilters {
+    pub(super) tenant: Option<String>,
+    pub(super) workspace: Option<String>,
+    pub(super) app: Option<String>,
+    pub(super) workflow: Option<String>,
+    pub(super) agent: Option<String>,
+    pub(super) toolset: Option<String>,
+    pub(super) limit: Option<String>,
+    pub(super) cursor: Option<String>,
 }

@@ -14,8 +14,9 @@ use super::{HEALTH_PREFIX, refusal};
 /// many slots have changed hands.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
+/// Places for requests in work; clones share them.
 #[derive(Debug, Clone)]
-pub(super) struct Slots {
+pub struct Slots {
     free: Arc<Semaphore>,
     limit: usize,
 }
@@ -23,7 +24,7 @@ pub(super) struct Slots {
 /// One request's place. Free again when it is dropped, which is when the answer's body
 /// has been sent or given up.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(in crate::api) struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -38,7 +39,7 @@ impl Slots {
 
     /// Takes a slot, or makes the refusal. A health check needs none: a busy server
     /// must not look like a dead one.
-    pub(super) fn take(&self, path: &str) -> Result<Slot, Status> {
+    pub(in crate::api) fn take(&self, path: &str) -> Result<Slot, Status> {
         if path.starts_with(HEALTH_PREFIX) {
             return Ok(Slot { _permit: None });
         }

@@ -16,6 +16,8 @@ use crate::metrics::Metrics;
 /// Carries the request id, in the request and in its answer.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
+const CYCLES_TRACE_HEADER: HeaderName = HeaderName::from_static("x-cycles-trace-id");
+
 const TRACEPARENT_HEADER: HeaderName = HeaderName::from_static("traceparent");
 
 /// Longest request id that is taken from a client, in bytes.
@@ -42,6 +44,22 @@ impl RequestIdentity {
         Self::from_headers(&HeaderMap::new())
     }
 
+    /// Of a call to the gateway: its request id is always a fresh one, and where there is
+    /// no `traceparent` the trace is that of `x-cycles-trace-id`.
+    pub(in crate::api) fn of_gateway(headers: &HeaderMap) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let own = text(TRACEPARENT_HEADER)
+            .and_then(trace_id_of)
+            .map(str::to_owned);
+        let named = text(CYCLES_TRACE_HEADER).map(str::to_ascii_lowercase);
+        let named = named.filter(|id| is_id(id, 32));
+        let fresh = || Uuid::new_v4().simple().to_string();
+        Self {
+            request_id: Uuid::new_v4().to_string().into(),
+            trace_id: own.or(named).unwrap_or_else(fresh).into(),
+        }
+    }
+
     fn from_headers(headers: &HeaderMap) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
         let request_id = match text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)) {
@@ -66,14 +84,18 @@ fn is_request_id(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'))
 }
 
+fn is_hex(part: &str, digits: usize) -> bool {
+    part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// An id of that many hexadecimal digits that are not all zero.
+fn is_id(part: &str, digits: usize) -> bool {
+    is_hex(part, digits) && part.bytes().any(|b| b != b'0')
+}
+
 /// The trace id of `00-<trace id>-<parent id>-<flags>`, W3C Trace Context 1. An
 /// all-zero id is invalid there.
 fn trace_id_of(traceparent: &str) -> Option<&str> {
-    let is_hex = |part: &str, digits: usize| {
-        part.len() == digits && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |part: &str, digits| is_hex(part, digits) && part.bytes().any(|b| b != b'0');
-
     let mut parts = traceparent.split('-');
     let (version, trace, parent, flags) =
         (parts.next()?, parts.next()?, parts.next()?, parts.next()?);

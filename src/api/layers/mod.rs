@@ -40,15 +40,17 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-use concurrency::{Slot, Slots};
+use concurrency::Slot;
 use deadline::Deadlines;
 use identity::Completion;
 use leaving::leave;
 
 use crate::metrics::Metrics;
 
+pub use concurrency::Slots;
 pub use deadline::Deadline;
 pub use identity::{REQUEST_ID_HEADER, RequestIdentity};
+pub(in crate::api) use panic::caught;
 
 /// `google.rpc.ErrorInfo.domain` of every error.
 const ERROR_DOMAIN: &str = "remit";
@@ -98,6 +100,13 @@ impl<S> Layer<S> for EdgeLayer {
             inner,
             steps: self.clone(),
         }
+    }
+}
+
+impl EdgeLayer {
+    /// The places for requests in work, to be shared with what is not behind this layer.
+    pub fn slots(&self) -> Slots {
+        self.slots.clone()
     }
 }
 

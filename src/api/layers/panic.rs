@@ -17,7 +17,7 @@ use super::{INTERNAL_TEXT, refusal};
 /// Unwind safety: what the panic may have left half changed is dropped with the
 /// request, except for what it shares with others, and they share nothing here but
 /// types that are whole after a panic (semaphores, channels, atomics).
-pub(super) async fn caught<F: Future>(answer: F) -> Result<F::Output, Status> {
+pub(in crate::api) async fn caught<F: Future>(answer: F) -> Result<F::Output, Status> {
     let mut answer = pin!(answer);
     std::future::poll_fn(move |cx| {
         match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {

@@ -230,9 +230,11 @@ impl Plan {
         };
         for spec in &document.tenants {
             let before = current.get(&spec.id).and_then(|c| c.tenant.as_ref());
-            document.mode.admits(before.is_some(), || Refusal::TenantNotFound, || {
-                format!("tenant:{}", spec.id)
-            })?;
+            document.mode.admits(
+                before.is_some(),
+                || Refusal::TenantNotFound,
+                || format!("tenant:{}", spec.id),
+            )?;
             let spec = TenantSpec {
                 id: spec.id.clone(),
                 settings: document.mode.settings(spec, before),
@@ -255,7 +257,9 @@ impl Plan {
                 unit: spec.key.unit,
                 period: spec.key.period,
             };
-            document.mode.admits(present.is_some(), missing, || spec.key.to_string())?;
+            document
+                .mode
+                .admits(present.is_some(), missing, || spec.key.to_string())?;
             let spec = &document.mode.budget(spec, present);
             let known = stands.map_or(0, |c| c.budgets.len());
             let added = plan

@@ -158,6 +158,10 @@ pub(crate) struct Server {
     child: Child,
     pub(crate) address: String,
     pub(crate) key: String,
+    /// Where the Cycles protocol is served.
+    pub(crate) cycles: String,
+    /// Where its admin plane is.
+    pub(crate) cycles_admin: String,
     port_file: PathBuf,
 }
 
@@ -168,11 +172,21 @@ impl Server {
 
     pub(crate) async fn start_with(database: &Database, more: &[&str]) -> Self {
         let port_file = database.folder.path().join(unique("address"));
+        let file = |kind: &str| database.folder.path().join(unique(kind));
+        let (cycles, cycles_admin) = (file("cycles"), file("cycles-admin"));
         let key_file = database.key_file();
         let child = Command::new(env!("CARGO_BIN_EXE_remit"))
             .args(["serve", "--listen", "127.0.0.1:0", "--log", "warn"])
             .arg("--port-file")
             .arg(&port_file)
+            .args(["--cycles-listen", "127.0.0.1:0", "--cycles-port-file"])
+            .arg(&cycles)
+            .args([
+                "--cycles-admin-listen",
+                "127.0.0.1:0",
+                "--cycles-admin-port-file",
+            ])
+            .arg(&cycles_admin)
             .arg("--bootstrap-key-file")
             .arg(&key_file)
             .arg("--database-url")
@@ -187,6 +201,8 @@ impl Server {
             child,
             address,
             key: key.trim().to_owned(),
+            cycles: wait_for(&cycles).await,
+            cycles_admin: wait_for(&cycles_admin).await,
             port_file,
         }
     }

@@ -1,0 +1,638 @@
+//! Budgets: the balances of Remit's budgets without a period.
+
+use axum::body::Body;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::super::call::{Answer, Asker, Call};
+use super::super::problem::Fault;
+use super::super::runtime::{fresh_key, limit};
+use super::super::strict::Free;
+use super::super::{Gateway, translate, wire};
+use super::{Done, Params, ROWS_MAX, iso, must_be_absent, params};
+use crate::domain::permission::Permission;
+use crate::domain::request::Digest;
+use crate::domain::scope::Scope;
+use crate::proto;
+use crate::proto::authority_server::Authority as _;
+use crate::proto::provisioning_server::Provisioning as _;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Given {
+    scope: String,
+    unit: wire::Unit,
+    allocated: wire::Amount,
+    overdraft_limit: Option<wire::Amount>,
+    tenant_id: Option<String>,
+    rollover_policy: Option<RolloverPolicy>,
+    commit_overage_policy: Option<Value>,
+    period_start: Option<Value>,
+    period_end: Option<Value>,
+    /// Taken and kept nowhere, as in the original.
+    #[serde(rename = "metadata")]
+    _metadata: Option<Free>,
+}
+
+/// The only one that has an effect: nothing rolls over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum RolloverPolicy {
+    None,
+}
+
+/// A budget and its balance.
+#[derive(Debug, Serialize)]
+struct BudgetLedger {
+    ledger_id: String,
+    tenant_id: String,
+    scope: String,
+    unit: wire::Unit,
+    allocated: wire::Amount,
+    remaining: wire::Amount,
+    reserved: wire::Amount,
+    spent: wire::Amount,
+    debt: wire::Amount,
+    overdraft_limit: wire::Amount,
+    is_over_limit: bool,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Ledgers {
+    ledgers: Vec<BudgetLedger>,
+    has_more: bool,
+    next_cursor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Balances {
+    balances: Vec<BudgetLedger>,
+    has_more: bool,
+    next_cursor: Option<String>,
+}
+
+fn status(state: proto::BudgetState) -> &'static str {
+    match state {
+        proto::BudgetState::Frozen => "FROZEN",
+        proto::BudgetState::Closed => "CLOSED",
+        proto::BudgetState::Active | proto::BudgetState::Unspecified => "ACTIVE",
+    }
+}
+
+/// A balance as a budget; nothing in the unit that the protocol does not know.
+fn worded(balance: &proto::Balance) -> Option<BudgetLedger> {
+    let unit = translate::known_unit(balance.unit)?;
+    let of = |amount| wire::Amount { unit, amount };
+    let first = balance.scope.split('/').next().unwrap_or_default();
+    let shown = translate::balances(std::slice::from_ref(balance), |_| true).pop()?;
+    let place = format!(
+        "budget\0{}\0{}",
+        balance.scope,
+        translate::unit_name(balance.unit())
+    );
+    let mut id = [0; 16];
+    id.copy_from_slice(&Digest::of(place.as_bytes()).0[..16]);
+    Some(BudgetLedger {
+        ledger_id: uuid::Builder::from_custom_bytes(id).into_uuid().to_string(),
+        tenant_id: first.trim_start_matches("tenant:").to_owned(),
+        scope: balance.scope.clone(),
+        unit,
+        allocated: shown.allocated,
+        remaining: shown.remaining,
+        reserved: shown.reserved,
+        spent: shown.spent,
+        debt: of(balance.debt),
+        overdraft_limit: of(balance.overdraft_limit),
+        is_over_limit: balance.over_limit,
+        status: status(balance.state()),
+        created_at: None,
+    })
+}
+
+/// Which budget a call is about.
+#[derive(Debug, Deserialize)]
+pub(super) struct Which {
+    scope: Option<String>,
+    unit: Option<String>,
+    tenant_id: Option<String>,
+}
+
+/// The same, checked.
+struct Named {
+    scope: String,
+    unit: wire::Unit,
+    tenant: String,
+}
+
+fn unit_named(name: &str) -> Option<wire::Unit> {
+    serde_json::from_value(name.into()).ok()
+}
+
+impl Named {
+    fn new(scope: &str, unit: wire::Unit, tenant_id: Option<&String>) -> Result<Self, Fault> {
+        let parsed = Scope::parse_concrete(scope);
+        let parsed = parsed.map_err(|error| Fault::field("scope", &error.to_string()))?;
+        let tenant = parsed.tenant();
+        let tenant = tenant.map_err(|error| Fault::field("scope", &error.to_string()))?;
+        let agrees = |named: &String| named.eq_ignore_ascii_case(tenant.as_str());
+        if !tenant_id.is_none_or(agrees) {
+            return Err(Fault::field(
+                "tenant_id",
+                "the tenant that the scope begins with",
+            ));
+        }
+        Ok(Self {
+            scope: parsed.to_string(),
+            unit,
+            tenant: tenant.to_string(),
+        })
+    }
+
+    fn read(which: Params<Which>) -> Result<Self, Fault> {
+        let which = params(which)?;
+        let scope = which.scope.ok_or_else(|| Fault::field("scope", "given"))?;
+        let unit = which.unit.as_deref().and_then(unit_named);
+        let unit = unit.ok_or_else(|| {
+            Fault::field(
+                "unit",
+                "one of USD_MICROCENTS, TOKENS, CREDITS, RISK_POINTS",
+            )
+        })?;
+        Self::new(&scope, unit, which.tenant_id.as_ref())
+    }
+
+    async fn find(&self, gateway: &Gateway, asker: &Asker) -> Result<BudgetLedger, Fault> {
+        let message = proto::GetBudgetRequest {
+            scope: self.scope.clone(),
+            unit: translate::unit(self.unit).into(),
+            period: proto::Period::Total.into(),
+        };
+        let found = gateway.services.get_budget(asker.request(message)).await;
+        let budget = found.map_err(not_found)?.into_inner().budget;
+        let message = proto::ListBalancesRequest {
+            tenant: self.tenant.clone(),
+            scope: self.scope.clone(),
+            exact: true,
+            include_unopened: true,
+            page_size: 100,
+            ..proto::ListBalancesRequest::default()
+        };
+        let balances = gateway
+            .services
+            .list_balances(asker.request(message))
+            .await?;
+        let balances = balances.into_inner().balances;
+        let balance = balances.iter().find(|balance| {
+            balance.period() == proto::Period::Total
+                && translate::known_unit(balance.unit) == Some(self.unit)
+        });
+        let mut ledger = balance
+            .and_then(worded)
+            .ok_or_else(|| Fault::not_found(&self.scope))?;
+        ledger.created_at = budget.and_then(|budget| iso(budget.create_time.as_ref()));
+        Ok(ledger)
+    }
+
+    /// Changes some fields of it and leaves the rest.
+    async fn change(
+        &self,
+        gateway: &Gateway,
+        asker: &Asker,
+        budget: proto::Budget,
+        fields: &[&str],
+    ) -> Result<BudgetLedger, Fault> {
+        let message = proto::ProvisionRequest {
+            idempotency_key: fresh_key(),
+            budgets: vec![proto::Budget {
+                scope: self.scope.clone(),
+                unit: translate::unit(self.unit).into(),
+                // Not one of the fields: it stays as it is.
+                limit: Some(proto::budget::Limit::Allocation(0)),
+                ..budget
+            }],
+            update_mask: Some(pbjson_types::FieldMask {
+                paths: fields.iter().map(|field| (*field).to_owned()).collect(),
+            }),
+            ..proto::ProvisionRequest::default()
+        };
+        let changed = gateway.services.provision(asker.request(message)).await;
+        changed.map_err(not_found)?;
+        self.find(gateway, asker).await
+    }
+}
+
+/// A budget of another tenant is one that does not exist.
+fn not_found(status: tonic::Status) -> Fault {
+    let mut fault = Fault::from(status);
+    if fault.status == axum::http::StatusCode::NOT_FOUND {
+        fault.error = "BUDGET_NOT_FOUND";
+    }
+    fault
+}
+
+pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
+    let asker = gateway.either(&call, Permission::Provision).await?;
+    let given: Given = gateway.json(&call, body).await?;
+    must_be_absent(&[
+        ("commit_overage_policy", &given.commit_overage_policy),
+        ("period_start", &given.period_start),
+        ("period_end", &given.period_end),
+    ])?;
+    // Any other value was refused with the body.
+    let _ = given.rollover_policy;
+    for amount in [Some(given.allocated), given.overdraft_limit]
+        .into_iter()
+        .flatten()
+    {
+        if amount.unit != given.unit {
+            let status = axum::http::StatusCode::BAD_REQUEST;
+            let message = "allocated and overdraft_limit must be in the budget's unit";
+            return Err(Fault::new(status, "UNIT_MISMATCH", message));
+        }
+    }
+    let named = Named::new(&given.scope, given.unit, given.tenant_id.as_ref())?;
+    let message = proto::ProvisionRequest {
+        idempotency_key: fresh_key(),
+        budgets: vec![proto::Budget {
+            scope: named.scope.clone(),
+            unit: translate::unit(given.unit).into(),
+            limit: Some(proto::budget::Limit::Allocation(given.allocated.amount)),
+            overdraft_limit: given.overdraft_limit.map_or(0, |limit| limit.amount),
+            ..proto::Budget::default()
+        }],
+        create_only: true,
+        ..proto::ProvisionRequest::default()
+    };
+    let made = gateway.services.provision(asker.request(message)).await;
+    made.map_err(|status| {
+        let mut fault = Fault::from(status);
+        if fault.error == "NOT_FOUND" {
+            fault.error = "TENANT_NOT_FOUND";
+        }
+        fault
+    })?;
+    Answer::created(&named.find(&gateway, &asker).await?)
+}
+
+pub(super) async fn look_up(
+    State(gateway): State<Gateway>,
+    call: Call,
+    which: Params<Which>,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Read).await?;
+    let named = Named::read(which)?;
+    Answer::new(&named.find(&gateway, &asker).await?)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    overdraft_limit: Option<wire::Amount>,
+    commit_overage_policy: Option<Value>,
+    #[serde(rename = "metadata")]
+    _metadata: Option<Free>,
+}
+
+pub(super) async fn update(
+    State(gateway): State<Gateway>,
+    call: Call,
+    which: Params<Which>,
+    body: Body,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Provision).await?;
+    let given: Change = gateway.json(&call, body).await?;
+    must_be_absent(&[("commit_overage_policy", &given.commit_overage_policy)])?;
+    let named = Named::read(which)?;
+    let Some(limit) = given.overdraft_limit else {
+        return Err(Fault::field(
+            "overdraft_limit",
+            "given: nothing else can be changed here",
+        ));
+    };
+    if limit.unit != named.unit {
+        let status = axum::http::StatusCode::BAD_REQUEST;
+        let message = "overdraft_limit must be in the budget's unit";
+        return Err(Fault::new(status, "UNIT_MISMATCH", message));
+    }
+    let budget = proto::Budget {
+        overdraft_limit: limit.amount,
+        ..proto::Budget::default()
+    };
+    let changed = named
+        .change(&gateway, &asker, budget, &["overdraft_limit"])
+        .await?;
+    Answer::new(&changed)
+}
+
+pub(super) async fn freeze(
+    State(gateway): State<Gateway>,
+    call: Call,
+    which: Params<Which>,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Provision).await?;
+    turn(
+        &gateway,
+        &asker,
+        which,
+        ("ACTIVE", proto::BudgetState::Frozen),
+    )
+    .await
+}
+
+pub(super) async fn unfreeze(
+    State(gateway): State<Gateway>,
+    call: Call,
+    which: Params<Which>,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Loosen).await?;
+    turn(
+        &gateway,
+        &asker,
+        which,
+        ("FROZEN", proto::BudgetState::Active),
+    )
+    .await
+}
+
+/// Takes a budget from one state to another.
+async fn turn(
+    gateway: &Gateway,
+    asker: &Asker,
+    which: Params<Which>,
+    (from, to): (&str, proto::BudgetState),
+) -> Done {
+    let named = Named::read(which)?;
+    let stands = named.find(gateway, asker).await?.status;
+    if stands != from {
+        let status = axum::http::StatusCode::CONFLICT;
+        let message = format!("the budget is {stands}, not {from}");
+        return Err(Fault::new(status, "INVALID_REQUEST", message));
+    }
+    let budget = proto::Budget {
+        state: to.into(),
+        ..proto::Budget::default()
+    };
+    Answer::new(&named.change(gateway, asker, budget, &["state"]).await?)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fund {
+    operation: Operation,
+    amount: wire::Amount,
+    spent: Option<wire::Amount>,
+    reason: Option<String>,
+    idempotency_key: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum Operation {
+    Credit,
+    Debit,
+    Reset,
+    ResetSpent,
+    RepayDebt,
+}
+
+#[derive(Debug, Serialize)]
+struct Funded {
+    operation: Operation,
+    previous_allocated: wire::Amount,
+    new_allocated: wire::Amount,
+    previous_remaining: wire::Amount,
+    new_remaining: wire::Amount,
+    previous_debt: wire::Amount,
+    new_debt: wire::Amount,
+    previous_spent: wire::Amount,
+    new_spent: wire::Amount,
+    timestamp: String,
+}
+
+/// One step of a funding.
+struct Step<'a> {
+    key: String,
+    operation: proto::FundOperation,
+    amount: i64,
+    reason: &'a str,
+}
+
+async fn step(
+    gateway: &Gateway,
+    asker: &Asker,
+    named: &Named,
+    step: Step<'_>,
+) -> Result<proto::FundBudgetResponse, Fault> {
+    let message = proto::FundBudgetRequest {
+        idempotency_key: step.key,
+        scope: named.scope.clone(),
+        unit: translate::unit(named.unit).into(),
+        operation: step.operation.into(),
+        amount: step.amount,
+        reason: step.reason.to_owned(),
+        ..proto::FundBudgetRequest::default()
+    };
+    let funded = gateway.services.fund_budget(asker.request(message)).await;
+    Ok(funded.map_err(not_found)?.into_inner())
+}
+
+pub(super) async fn fund(
+    State(gateway): State<Gateway>,
+    call: Call,
+    which: Params<Which>,
+    body: Body,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Fund).await?;
+    let given: Fund = gateway.json(&call, body).await?;
+    let named = Named::read(which)?;
+    if let Some(key) = &given.idempotency_key {
+        call.must_agree(key)?;
+    }
+    for amount in [Some(given.amount), given.spent].into_iter().flatten() {
+        if amount.unit != named.unit {
+            let status = axum::http::StatusCode::BAD_REQUEST;
+            let message = "amount and spent must be in the budget's unit";
+            return Err(Fault::new(status, "UNIT_MISMATCH", message));
+        }
+    }
+    if given.spent.is_some() && given.operation != Operation::ResetSpent {
+        return Err(Fault::field("spent", "absent, but for RESET_SPENT"));
+    }
+    let key = call.key_or(given.idempotency_key, fresh_key);
+    let reason = given.reason.unwrap_or_default();
+    let amount = given.amount.amount;
+    let one = |operation, amount, part: &str| Step {
+        key: format!("{key}{part}"),
+        operation,
+        amount,
+        reason: &reason,
+    };
+    use proto::FundOperation as To;
+    let (first, last) = match given.operation {
+        Operation::Credit | Operation::Debit | Operation::Reset => {
+            let to = match given.operation {
+                Operation::Credit => To::Credit,
+                Operation::Debit => To::Debit,
+                _ => To::Reset,
+            };
+            let done = step(&gateway, &asker, &named, one(to, amount, "")).await?;
+            (done.clone(), done)
+        }
+        // Two changes of Remit's. Each is pinned to a key of its own, so that a retry ends
+        // what was begun; what tightens comes first.
+        Operation::ResetSpent => {
+            let spent = given.spent.map_or(0, |spent| spent.amount);
+            let before = named.find(&gateway, &asker).await?;
+            let allocate = one(To::Reset, amount, "");
+            let spend = one(To::ResetSpent, spent, ":spent");
+            let (one, other) = match spent > before.spent.amount {
+                true => (spend, allocate),
+                false => (allocate, spend),
+            };
+            let first = step(&gateway, &asker, &named, one).await?;
+            let last = step(&gateway, &asker, &named, other).await?;
+            (first, last)
+        }
+        // What is paid beyond the debt is credited.
+        Operation::RepayDebt => {
+            let first = step(&gateway, &asker, &named, one(To::RepayDebt, amount, "")).await?;
+            let owed = first.previous.as_ref().map_or(0, |previous| previous.debt);
+            let surplus = amount.saturating_sub(owed);
+            let last = match surplus > 0 {
+                true => {
+                    step(
+                        &gateway,
+                        &asker,
+                        &named,
+                        one(To::Credit, surplus, ":surplus"),
+                    )
+                    .await?
+                }
+                false => first.clone(),
+            };
+            (first, last)
+        }
+    };
+    let before = first.previous.as_ref().and_then(worded);
+    let after = last.balance.as_ref().and_then(worded);
+    let (Some(before), Some(after)) = (before, after) else {
+        return Err(Fault::internal());
+    };
+    let said = Answer::new(&Funded {
+        operation: given.operation,
+        previous_allocated: before.allocated,
+        new_allocated: after.allocated,
+        previous_remaining: before.remaining,
+        new_remaining: after.remaining,
+        previous_debt: before.debt,
+        new_debt: after.debt,
+        previous_spent: before.spent,
+        new_spent: after.spent,
+        timestamp: format!("{:.3}", jiff::Timestamp::now()),
+    })?;
+    Ok(said.recorded(last.ledger_sequence, last.replayed))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Filters {
+    tenant_id: Option<String>,
+    scope_prefix: Option<String>,
+    unit: Option<String>,
+    status: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    call: Call,
+    filters: Params<Filters>,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Read).await?;
+    let (ledgers, next) = page(&gateway, &asker, params(filters)?).await?;
+    Answer::new(&Ledgers {
+        ledgers,
+        has_more: next.is_some(),
+        next_cursor: next,
+    })
+}
+
+/// Balances as the admin plane shows them: budgets that are active.
+pub(super) async fn balances(
+    State(gateway): State<Gateway>,
+    call: Call,
+    filters: Params<Filters>,
+) -> Done {
+    let asker = gateway.either(&call, Permission::Read).await?;
+    let filters = Filters {
+        status: Some("ACTIVE".into()),
+        ..params(filters)?
+    };
+    let (balances, next) = page(&gateway, &asker, filters).await?;
+    Answer::new(&Balances {
+        balances,
+        has_more: next.is_some(),
+        next_cursor: next,
+    })
+}
+
+async fn page(
+    gateway: &Gateway,
+    asker: &Asker,
+    filters: Filters,
+) -> Result<(Vec<BudgetLedger>, Option<String>), Fault> {
+    let prefix = filters
+        .scope_prefix
+        .unwrap_or_default()
+        .to_ascii_lowercase();
+    let unit = match filters.unit.as_deref() {
+        None | Some("") => None,
+        Some(name) => Some(unit_named(name).ok_or_else(|| {
+            Fault::field(
+                "unit",
+                "one of USD_MICROCENTS, TOKENS, CREDITS, RISK_POINTS",
+            )
+        })?),
+    };
+    let status = filters.status.filter(|status| !status.is_empty());
+    if let Some(status) = &status
+        && !["ACTIVE", "FROZEN", "CLOSED"].contains(&status.as_str())
+    {
+        return Err(Fault::field("status", "one of ACTIVE, FROZEN, CLOSED"));
+    }
+    let tenant = filters.tenant_id.filter(|tenant| !tenant.is_empty());
+    let of_prefix = prefix
+        .strip_prefix("tenant:")
+        .and_then(|rest| rest.split('/').next());
+    let tenant = tenant.or_else(|| of_prefix.map(str::to_owned));
+    if tenant.is_none() && asker.tenant().is_empty() {
+        return Err(Fault::field("tenant_id", "given with an operator's key"));
+    }
+    let message = proto::ListBalancesRequest {
+        tenant: tenant.unwrap_or_default(),
+        page_size: limit(filters.limit.as_ref(), ROWS_MAX)?,
+        page_token: filters.cursor.unwrap_or_default(),
+        include_unopened: true,
+        ..proto::ListBalancesRequest::default()
+    };
+    let page = gateway
+        .services
+        .list_balances(asker.request(message))
+        .await?;
+    let page = page.into_inner();
+    let ledgers = page
+        .balances
+        .iter()
+        .filter(|balance| balance.period() == proto::Period::Total)
+        .filter_map(worded)
+        .filter(|ledger| ledger.scope.starts_with(&prefix))
+        .filter(|ledger| unit.is_none_or(|unit| ledger.unit == unit))
+        .filter(|ledger| status.as_ref().is_none_or(|status| ledger.status == status))
+        .collect();
+    let next = Some(page.next_page_token).filter(|next| !next.is_empty());
+    Ok((ledgers, next))
+}

@@ -1,0 +1,259 @@
+//! One call: who makes it, what it carries, and how it is answered.
+
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+
+use super::Gateway;
+use super::problem::Fault;
+use crate::api::auth::Caller;
+use crate::api::layers::{Deadline, RequestIdentity};
+use crate::domain::permission::Permission;
+
+const API_KEY: HeaderName = HeaderName::from_static("x-cycles-api-key");
+const ADMIN_KEY: HeaderName = HeaderName::from_static("x-admin-api-key");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("x-idempotency-key");
+const DECISION_ID: HeaderName = HeaderName::from_static("x-remit-decision-id");
+const SEQUENCE: HeaderName = HeaderName::from_static("x-remit-ledger-sequence");
+const REPLAYED: HeaderName = HeaderName::from_static("x-remit-replayed");
+
+/// What a call's answer says of its caller, once that is known.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Told(pub(super) Arc<OnceLock<String>>);
+
+/// The head of a call.
+#[derive(Debug)]
+pub(super) struct Call {
+    headers: HeaderMap,
+    identity: RequestIdentity,
+    deadline: Option<Deadline>,
+    told: Told,
+}
+
+impl<S: Sync> FromRequestParts<S> for Call {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let extensions = &parts.extensions;
+        let identity = extensions.get::<RequestIdentity>().cloned();
+        Ok(Self {
+            headers: parts.headers.clone(),
+            identity: identity.unwrap_or_else(RequestIdentity::generate),
+            deadline: extensions.get::<Deadline>().copied(),
+            told: extensions.get::<Told>().cloned().unwrap_or_default(),
+        })
+    }
+}
+
+/// A caller who was let in, and in whose name the services are asked.
+pub(super) struct Asker {
+    pub(super) caller: Caller,
+    authorization: MetadataValue<Ascii>,
+    identity: RequestIdentity,
+    deadline: Option<Deadline>,
+}
+
+impl Asker {
+    /// A request to a service.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let authorization = self.authorization.clone();
+        request
+            .metadata_mut()
+            .insert("authorization", authorization);
+        request.extensions_mut().insert(self.identity.clone());
+        if let Some(deadline) = self.deadline {
+            request.extensions_mut().insert(deadline);
+        }
+        request
+    }
+
+    /// The tenant of the key as people write it; empty for an operator's.
+    pub(super) fn tenant(&self) -> &str {
+        self.caller.tenant().map_or("", |tenant| tenant.as_str())
+    }
+}
+
+impl Gateway {
+    /// Lets in an agent, by `X-Cycles-API-Key`.
+    pub(super) async fn agent(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
+        self.admit(call, call.headers.get(API_KEY), needs).await
+    }
+
+    /// Lets in an operator by `X-Admin-API-Key`, else an agent. A bad one of the first is
+    /// not saved by a good one of the second.
+    pub(super) async fn either(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
+        let key = call.headers.get(ADMIN_KEY);
+        let key = key.or_else(|| call.headers.get(API_KEY));
+        self.admit(call, key, needs).await
+    }
+
+    async fn admit(
+        &self,
+        call: &Call,
+        key: Option<&HeaderValue>,
+        needs: Permission,
+    ) -> Result<Asker, Fault> {
+        let unauthorized = |message| Fault::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+        let key = key.and_then(|key| key.to_str().ok()).map(str::trim);
+        let key = key
+            .filter(|key| !key.is_empty())
+            .ok_or_else(|| unauthorized("Missing API key"))?;
+        let authorization = format!("Bearer {key}")
+            .parse()
+            .map_err(|_| unauthorized("the API key is not valid"))?;
+        let mut request = Request::new(());
+        let metadata = request.metadata_mut();
+        metadata.insert("authorization", MetadataValue::clone(&authorization));
+        request.extensions_mut().insert(call.identity.clone());
+        let caller = Caller::of(self.services.engine(), &request, needs).await?;
+        let asker = Asker {
+            caller,
+            authorization,
+            identity: call.identity.clone(),
+            deadline: call.deadline,
+        };
+        if asker.caller.tenant().is_some() {
+            // Set once: a call has one caller.
+            let _ = call.told.0.set(asker.tenant().to_owned());
+        }
+        Ok(asker)
+    }
+
+    /// The body of a call, as JSON of a certain form.
+    pub(super) async fn json<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        body: Body,
+    ) -> Result<T, Fault> {
+        let kind = call.headers.get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or("");
+        let media = kind.split(';').next().unwrap_or("").trim();
+        if !media.eq_ignore_ascii_case("application/json") {
+            return Err(Fault::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "INVALID_REQUEST",
+                "Content-Type must be application/json",
+            ));
+        }
+        let most = self.max_body_bytes;
+        let body = axum::body::to_bytes(body, most).await.map_err(|_| {
+            Fault::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "INVALID_REQUEST",
+                format!("the body must come whole and be at most {most} bytes"),
+            )
+        })?;
+        serde_json::from_slice(&body)
+            .map_err(|error| Fault::invalid(format!("Malformed request body: {error}")))
+    }
+}
+
+impl Call {
+    /// Refuses a header that names another idempotency key than the body.
+    pub(super) fn must_agree(&self, key: &str) -> Result<(), Fault> {
+        match self.headers.get(IDEMPOTENCY_KEY) {
+            Some(header) if header.as_bytes() != key.as_bytes() => Err(Fault::invalid(
+                "X-Idempotency-Key must be the idempotency_key of the body, or absent",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The idempotency key of a call whose body may name none.
+    pub(super) fn key_or(&self, key: Option<String>, fresh: impl FnOnce() -> String) -> String {
+        let header = self.headers.get(IDEMPOTENCY_KEY);
+        let header = header.and_then(|header| header.to_str().ok());
+        key.or_else(|| header.map(str::to_owned))
+            .unwrap_or_else(fresh)
+    }
+}
+
+/// A success. What the protocol does not know stands in headers.
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+    decision_id: String,
+    sequence: i64,
+    replayed: bool,
+}
+
+impl Answer {
+    /// 200
+    pub(super) fn new(body: &impl Serialize) -> Result<Self, Fault> {
+        let body = serde_json::to_vec(body).map_err(|error| {
+            tracing::error!(%error, "an answer could not be written");
+            Fault::internal()
+        })?;
+        Ok(Self {
+            status: StatusCode::OK,
+            body,
+            decision_id: String::new(),
+            sequence: 0,
+            replayed: false,
+        })
+    }
+
+    /// 201
+    pub(super) fn created(body: &impl Serialize) -> Result<Self, Fault> {
+        Ok(Self {
+            status: StatusCode::CREATED,
+            ..Self::new(body)?
+        })
+    }
+
+    /// Names the decision.
+    pub(super) fn decided(self, decision_id: String) -> Self {
+        Self {
+            decision_id,
+            ..self
+        }
+    }
+
+    /// Names the ledger's entry.
+    pub(super) fn recorded(self, sequence: i64, replayed: bool) -> Self {
+        Self {
+            sequence,
+            replayed,
+            ..self
+        }
+    }
+}
+
+/// The headers that name a decision.
+pub(super) fn record_headers(
+    headers: &mut HeaderMap,
+    decision_id: &str,
+    sequence: i64,
+    replayed: bool,
+) {
+    if let (false, Ok(id)) = (decision_id.is_empty(), HeaderValue::from_str(decision_id)) {
+        headers.insert(DECISION_ID, id);
+    }
+    if sequence > 0 {
+        headers.insert(SEQUENCE, sequence.into());
+    }
+    if replayed {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        let mut response = (self.status, kind, self.body).into_response();
+        let headers = response.headers_mut();
+        record_headers(headers, &self.decision_id, self.sequence, self.replayed);
+        response
+    }
+}

@@ -1,0 +1,413 @@
+//! The protocol's words for Remit's, and back.
+
+use std::time::Duration;
+
+use pbjson_types as wkt;
+use serde_json::Value;
+
+use super::problem::{Denial, Fault};
+use super::strict::{Free, given, kept};
+use super::wire;
+use crate::proto;
+
+/// Under which name of the metadata an action's tags are kept, which Remit does not know.
+const TAGS: &str = "cycles.tags";
+const TAGS_MAX: usize = 10;
+const TAG_CHARS_MAX: usize = 64;
+const KIND_CHARS_MAX: usize = 64;
+
+/// What the protocol calls a field of a message.
+pub(super) fn field(path: &str) -> String {
+    let name = match path {
+        "estimates" => "estimate",
+        "amounts" => "actual",
+        "estimates[0].value" => "estimate.amount",
+        "estimates[0].unit" => "estimate.unit",
+        "actual[0].value" | "amounts[0].value" => "actual.amount",
+        "actual[0].unit" | "amounts[0].unit" => "actual.unit",
+        "ttl" => "ttl_ms",
+        "grace" => "grace_period_ms",
+        "extend_by" => "extend_by_ms",
+        "page_token" => "cursor",
+        "page_size" => "limit",
+        other => other,
+    };
+    name.to_owned()
+}
+
+pub(super) fn unit(unit: wire::Unit) -> proto::Unit {
+    match unit {
+        wire::Unit::UsdMicrocents => proto::Unit::UsdMicrocents,
+        wire::Unit::Tokens => proto::Unit::Tokens,
+        wire::Unit::Credits => proto::Unit::Credits,
+        wire::Unit::RiskPoints => proto::Unit::RiskPoints,
+    }
+}
+
+/// Nothing for the unit that the protocol does not know.
+pub(super) fn known_unit(unit: i32) -> Option<wire::Unit> {
+    match proto::Unit::try_from(unit) {
+        Ok(proto::Unit::UsdMicrocents) => Some(wire::Unit::UsdMicrocents),
+        Ok(proto::Unit::Tokens) => Some(wire::Unit::Tokens),
+        Ok(proto::Unit::Credits) => Some(wire::Unit::Credits),
+        Ok(proto::Unit::RiskPoints) => Some(wire::Unit::RiskPoints),
+        Ok(proto::Unit::Calls | proto::Unit::Unspecified) | Err(_) => None,
+    }
+}
+
+pub(super) fn unit_name(unit: proto::Unit) -> &'static str {
+    let name = unit.as_str_name();
+    name.strip_prefix("UNIT_").unwrap_or(name)
+}
+
+pub(super) fn amount(amount: wire::Amount) -> proto::Amount {
+    proto::Amount {
+        unit: unit(amount.unit).into(),
+        value: amount.amount,
+    }
+}
+
+/// The amount of a unit; zero where there is none.
+pub(super) fn amount_of(amounts: &[proto::Amount], unit: wire::Unit) -> wire::Amount {
+    let found = amounts.iter().find(|a| known_unit(a.unit) == Some(unit));
+    wire::Amount {
+        unit,
+        amount: found.map_or(0, |found| found.value),
+    }
+}
+
+/// The first amount in a unit that the protocol knows. Reservations of its callers have
+/// one; of other callers' it can show no more.
+pub(super) fn only_amount(amounts: &[proto::Amount]) -> Option<wire::Amount> {
+    amounts.iter().find_map(|amount| {
+        Some(wire::Amount {
+            unit: known_unit(amount.unit)?,
+            amount: amount.value,
+        })
+    })
+}
+
+pub(super) fn overage_policy(policy: Option<wire::OveragePolicy>) -> i32 {
+    match policy {
+        None => proto::OveragePolicy::Unspecified,
+        Some(wire::OveragePolicy::Reject) => proto::OveragePolicy::Reject,
+        Some(wire::OveragePolicy::AllowIfAvailable) => proto::OveragePolicy::AllowIfAvailable,
+        Some(wire::OveragePolicy::AllowWithOverdraft) => proto::OveragePolicy::AllowWithOverdraft,
+    }
+    .into()
+}
+
+pub(super) fn duration(millis: u64) -> wkt::Duration {
+    Duration::from_millis(millis).into()
+}
+
+pub(super) fn millis_of(time: &wkt::Timestamp) -> i64 {
+    time.seconds
+        .saturating_mul(1_000)
+        .saturating_add(i64::from(time.nanos) / 1_000_000)
+}
+
+pub(super) fn millis_left(duration: &wkt::Duration) -> i64 {
+    duration
+        .seconds
+        .saturating_mul(1_000)
+        .saturating_add(i64::from(duration.nanos) / 1_000_000)
+}
+
+/// A time in a filter; a blank one counts as absent.
+pub(super) fn time(name: &str, text: Option<&String>) -> Result<Option<wkt::Timestamp>, Fault> {
+    let Some(text) = text.map(|text| text.trim()).filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let time: Result<jiff::Timestamp, _> = text.parse();
+    let time = time.map_err(|_| Fault::field(name, "a time such as 2026-01-31T12:00:00Z"))?;
+    Ok(Some(wkt::Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    }))
+}
+
+/// Who acts; in the key's tenant where none is named.
+pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<proto::Subject, Fault> {
+    let wire::Subject {
+        tenant,
+        workspace,
+        app,
+        workflow,
+        agent,
+        toolset,
+        dimensions,
+    } = subject;
+    // A blank one counts as missing.
+    let name = |name: Option<String>| name.filter(|n| !n.trim().is_empty()).unwrap_or_default();
+    let mut subject = proto::Subject {
+        tenant: name(tenant),
+        workspace: name(workspace),
+        app: name(app),
+        workflow: name(workflow),
+        agent: name(agent),
+        toolset: name(toolset),
+        dimensions: dimensions.unwrap_or_default().into_iter().collect(),
+    };
+    if levels(&subject).next().is_none() {
+        return Err(Fault::field(
+            "subject",
+            "given, with at least one of tenant, workspace, app, workflow, agent, toolset",
+        ));
+    }
+    if subject.tenant.is_empty() {
+        own.clone_into(&mut subject.tenant);
+    }
+    Ok(subject)
+}
+
+/// The levels that a subject names, from the root down.
+fn levels(subject: &proto::Subject) -> impl Iterator<Item = (&'static str, &str)> {
+    [
+        ("tenant", &subject.tenant),
+        ("workspace", &subject.workspace),
+        ("app", &subject.app),
+        ("workflow", &subject.workflow),
+        ("agent", &subject.agent),
+        ("toolset", &subject.toolset),
+    ]
+    .into_iter()
+    .filter(|(_, name)| !name.is_empty())
+    .map(|(level, name)| (level, name.as_str()))
+}
+
+/// Every scope of a subject from the root down, and the scopes of balances that are none of
+/// them: with dimensions, or of fewer levels.
+pub(super) fn affected_scopes(
+    subject: &proto::Subject,
+    balances: &[proto::Balance],
+) -> (Vec<String>, String) {
+    let mut scopes: Vec<String> = Vec::new();
+    for (level, name) in levels(subject) {
+        let segment = format!("{level}:{}", name.to_ascii_lowercase());
+        scopes.push(match scopes.last() {
+            None => segment,
+            Some(parent) => format!("{parent}/{segment}"),
+        });
+    }
+    let path = scopes.last().cloned().unwrap_or_default();
+    for balance in balances {
+        if !scopes.contains(&balance.scope) {
+            scopes.push(balance.scope.clone());
+        }
+    }
+    (scopes, path)
+}
+
+/// What is done, and the metadata with its tags.
+pub(super) fn action(
+    action: wire::Action,
+    metadata: Option<Free>,
+) -> Result<(proto::Action, std::collections::HashMap<String, String>), Fault> {
+    let wire::Action { kind, name, tags } = action;
+    if kind.trim().is_empty() || kind.chars().count() > KIND_CHARS_MAX {
+        return Err(Fault::field("action.kind", "1 to 64 characters"));
+    }
+    let mut metadata: std::collections::HashMap<_, _> =
+        kept(metadata.unwrap_or_default()).collect();
+    if metadata.contains_key(TAGS) {
+        return Err(Fault::field(
+            "metadata",
+            &format!("without {TAGS}, where tags are kept"),
+        ));
+    }
+    if let Some(tags) = tags.filter(|tags| !tags.is_empty()) {
+        if tags.len() > TAGS_MAX || tags.iter().any(|tag| tag.chars().count() > TAG_CHARS_MAX) {
+            return Err(Fault::field(
+                "action.tags",
+                "at most 10 of at most 64 characters",
+            ));
+        }
+        metadata.insert(TAGS.to_owned(), Value::from(tags).to_string());
+    }
+    let action = proto::Action {
+        name,
+        kind,
+        arguments: None,
+    };
+    Ok((action, metadata))
+}
+
+/// What was measured.
+pub(super) fn metrics(metrics: Option<wire::Metrics>) -> Option<proto::Metrics> {
+    let wire::Metrics {
+        tokens_input,
+        tokens_output,
+        latency_ms,
+        model_version,
+        custom,
+    } = metrics?;
+    Some(proto::Metrics {
+        tokens_input,
+        tokens_output,
+        latency_ms,
+        model_version: model_version.unwrap_or_default(),
+        custom: kept(custom.unwrap_or_default()).collect(),
+    })
+}
+
+/// The balances in some units, the protocol's own.
+pub(super) fn balances(
+    balances: &[proto::Balance],
+    shown: impl Fn(wire::Unit) -> bool,
+) -> Vec<wire::Balance> {
+    balances
+        .iter()
+        .filter_map(|balance| {
+            let unit = known_unit(balance.unit).filter(|unit| shown(*unit))?;
+            Some(self::balance(balance, unit))
+        })
+        .collect()
+}
+
+fn balance(balance: &proto::Balance, unit: wire::Unit) -> wire::Balance {
+    let of = |amount| wire::Amount { unit, amount };
+    let used = [balance.reserved, balance.spent, balance.debt]
+        .into_iter()
+        .fold(0, i64::saturating_add);
+    let leaf = balance.scope.rsplit('/').next().unwrap_or_default();
+    wire::Balance {
+        scope: leaf.to_owned(),
+        scope_path: balance.scope.clone(),
+        // Without a limit: as much as the protocol can say.
+        remaining: of(balance.remaining.unwrap_or(i64::MAX.saturating_sub(used))),
+        reserved: of(balance.reserved),
+        spent: of(balance.spent),
+        allocated: of(balance.allocated.unwrap_or(i64::MAX)),
+        debt: (balance.debt > 0).then(|| of(balance.debt)),
+        overdraft_limit: (balance.overdraft_limit > 0).then(|| of(balance.overdraft_limit)),
+        is_over_limit: balance.over_limit.then_some(true),
+    }
+}
+
+pub(super) fn caps(caps: Option<proto::Caps>) -> Option<wire::Caps> {
+    let caps = caps?;
+    // The protocol's numbers have 32 bits.
+    let number = |number: i64| number.min(i32::MAX.into());
+    let tools = |tools: Vec<String>| Some(tools).filter(|tools| !tools.is_empty());
+    Some(wire::Caps {
+        max_tokens: caps.max_tokens.map(number),
+        max_steps_remaining: caps.max_steps_remaining.map(number),
+        tool_allowlist: tools(caps.tool_allowlist),
+        tool_denylist: tools(caps.tool_denylist),
+        cooldown_ms: caps.cooldown_ms.map(number),
+    })
+}
+
+/// What the protocol calls a decision; nothing where it lets nothing happen.
+pub(super) fn allowed(decision: proto::Decision) -> Option<wire::Decision> {
+    match decision {
+        proto::Decision::Allow => Some(wire::Decision::Allow),
+        proto::Decision::AllowWithCaps => Some(wire::Decision::AllowWithCaps),
+        proto::Decision::RequireApproval | proto::Decision::Deny | proto::Decision::Unspecified => {
+            None
+        }
+    }
+}
+
+/// Why Decide lets nothing happen.
+pub(super) fn denial_of_decide(answer: &proto::DecideResponse, scope_path: &str) -> Denial {
+    Denial {
+        reasons: answer.reasons.clone(),
+        approval: None,
+        no_budget: answer.balances.is_empty(),
+        scope_path: scope_path.to_owned(),
+        retryable: answer.retryable,
+        retry_after: answer.retry_after.and_then(|after| after.try_into().ok()),
+        decision_id: answer.decision_id.clone(),
+        sequence: answer.ledger_sequence,
+        replayed: false,
+    }
+}
+
+/// Why Reserve lets nothing happen.
+pub(super) fn denial_of_reserve(answer: &proto::ReserveResponse, scope_path: &str) -> Denial {
+    Denial {
+        reasons: answer.reasons.clone(),
+        approval: answer.approval.clone(),
+        no_budget: answer.balances.is_empty(),
+        scope_path: scope_path.to_owned(),
+        retryable: answer.retryable,
+        retry_after: answer.retry_after.and_then(|after| after.try_into().ok()),
+        decision_id: answer.decision_id.clone(),
+        sequence: answer.ledger_sequence,
+        replayed: answer.replayed,
+    }
+}
+
+/// A reservation; nothing for one that the protocol has no word for: it waits for a person.
+pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation> {
+    let status = match found.state() {
+        proto::ReservationState::Active => wire::ReservationStatus::Active,
+        proto::ReservationState::Committed => wire::ReservationStatus::Committed,
+        // A person refused it; what it held was given back.
+        proto::ReservationState::Released | proto::ReservationState::Rejected => {
+            wire::ReservationStatus::Released
+        }
+        proto::ReservationState::Expired => wire::ReservationStatus::Expired,
+        proto::ReservationState::PendingApproval | proto::ReservationState::Unspecified => {
+            return None;
+        }
+    };
+    let finalized = matches!(
+        status,
+        wire::ReservationStatus::Committed | wire::ReservationStatus::Released
+    );
+    let subject = found.subject.unwrap_or_default();
+    let action = found.action.unwrap_or_default();
+    let (affected_scopes, scope_path) = affected_scopes(&subject, &[]);
+    let reserved = only_amount(&found.reserved).unwrap_or(wire::Amount {
+        unit: wire::Unit::Credits,
+        amount: 0,
+    });
+    let mut metadata = found.metadata;
+    let tags = metadata.remove(TAGS);
+    let tags = tags.and_then(|tags| serde_json::from_str(&tags).ok());
+    let metadata: serde_json::Map<_, _> = metadata
+        .into_iter()
+        .map(|(name, text)| (name, given(&text)))
+        .collect();
+    let committed = status == wire::ReservationStatus::Committed;
+    Some(wire::Reservation {
+        reservation_id: found.reservation_id,
+        status,
+        idempotency_key: None,
+        subject: subject_of(subject),
+        action: wire::Action {
+            kind: action.kind,
+            name: action.name,
+            tags,
+        },
+        reserved,
+        created_at_ms: found.create_time.as_ref().map_or(0, millis_of),
+        expires_at_ms: found.expire_time.as_ref().map_or(0, millis_of),
+        scope_path,
+        affected_scopes,
+        committed: committed.then(|| amount_of(&found.committed, reserved.unit)),
+        finalized_at_ms: found
+            .settle_time
+            .as_ref()
+            .filter(|_| finalized)
+            .map(millis_of),
+        metadata: Some(metadata).filter(|metadata| !metadata.is_empty()),
+    })
+}
+
+fn subject_of(subject: proto::Subject) -> wire::Subject {
+    let name = |name: String| Some(name).filter(|name| !name.is_empty());
+    let dimensions: std::collections::BTreeMap<_, _> = subject.dimensions.into_iter().collect();
+    wire::Subject {
+        tenant: name(subject.tenant),
+        workspace: name(subject.workspace),
+        app: name(subject.app),
+        workflow: name(subject.workflow),
+        agent: name(subject.agent),
+        toolset: name(subject.toolset),
+        dimensions: Some(dimensions).filter(|dimensions| !dimensions.is_empty()),
+    }
+}
