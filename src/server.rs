@@ -213,6 +213,7 @@ async fn listen(
         deadline: config.limits.default_deadline,
         max_body_bytes: config.limits.max_message_bytes,
         ready: readiness.clone(),
+        is_admin: false,
     };
     for (address, file, routes) in [
         (

@@ -14,9 +14,13 @@ use crate::domain::time::Timestamp;
 use crate::proto;
 
 /// Most entries of a map that a caller fills.
-const MAP_MAX: usize = 32;
+pub const MAP_MAX: usize = 64;
+/// Most bytes of it in all.
+pub const MAP_BYTES_MAX: usize = 16_384;
+/// Most bytes of one of its keys.
+pub const MAP_KEY_MAX: usize = 128;
 /// Most bytes of one of its values.
-const VALUE_MAX: usize = 1_024;
+pub const VALUE_MAX: usize = 4_096;
 
 /// The mistakes found so far: a field's path and a sentence without it.
 #[derive(Debug, Default)]
@@ -174,10 +178,14 @@ impl Fields {
             self.bad(field, format!("at most {MAP_MAX} entries"));
             return Metadata::new();
         }
+        let bytes: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if bytes > MAP_BYTES_MAX {
+            self.bad(field, format!("at most {MAP_BYTES_MAX} bytes in all"));
+        }
         let mut metadata = BTreeMap::new();
         // By key, so that the same message is always answered the same.
         for (key, value) in map.into_iter().collect::<BTreeMap<_, _>>() {
-            if key.is_empty() || key.len() > 128 || key.contains('\0') {
+            if key.is_empty() || key.len() > MAP_KEY_MAX || key.contains('\0') {
                 self.bad(field, "made of keys of 1 to 128 bytes without U+0000");
                 continue;
             }

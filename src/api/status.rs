@@ -254,17 +254,16 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
             field,
             unit,
             counted,
+            scope,
         } => {
             let counted: Vec<_> = counted.iter().map(|unit| unit.as_str()).collect();
-            argument(
-                "UNIT_MISMATCH",
-                field,
-                &[
-                    ("field", (*field).to_owned()),
-                    ("unit", unit.to_string()),
-                    ("counted", counted.join(",")),
-                ],
-            )
+            let mut metadata = vec![
+                ("field", (*field).to_owned()),
+                ("unit", unit.to_string()),
+                ("counted", counted.join(",")),
+            ];
+            metadata.extend(scope.as_ref().map(|scope| ("scope", scope.to_string())));
+            argument("UNIT_MISMATCH", field, &metadata)
         }
         Refusal::LeaseTooLong => argument(
             "LEASE_TOO_LONG",
@@ -322,6 +321,7 @@ pub fn of_refusal(refusal: &Refusal) -> Status {
         Refusal::TooManyExtensions => {
             precondition("TOO_MANY_EXTENSIONS", "reservation".to_owned(), &[])
         }
+        Refusal::TenantSuspended => precondition("TENANT_SUSPENDED", "tenant".to_owned(), &[]),
         Refusal::TenantClosed => precondition("TENANT_CLOSED", "tenant".to_owned(), &[]),
         Refusal::BudgetNotProvisioned { scope } => precondition(
             "BUDGET_NOT_PROVISIONED",

@@ -433,23 +433,20 @@ impl ServeArgs {
 impl ServeConfig {
     /// Finds what is right by itself and wrong beside another setting.
     fn check_together(&self, insecure: bool, r: &mut Reader) {
-        match self.listen {
-            None => {
-                if self.socket.is_none() {
-                    r.wrong(
-                        SOCKET,
-                        "is needed with --listen none: nothing would be served",
-                    );
-                }
-                if self.port_file.is_some() {
-                    r.wrong(PORT_FILE, "means nothing with --listen none: leave one out");
-                }
-                let others = [self.cycles_listen, self.cycles_admin_listen];
-                if self.tls.is_some() && others.iter().all(Option::is_none) {
-                    r.wrong(TLS_CERT, "means nothing with --listen none: leave one out");
-                }
+        if self.listen.is_none() {
+            if self.socket.is_none() {
+                r.wrong(
+                    SOCKET,
+                    "is needed with --listen none: nothing would be served",
+                );
             }
-            Some(_) => {}
+            if self.port_file.is_some() {
+                r.wrong(PORT_FILE, "means nothing with --listen none: leave one out");
+            }
+            let others = [self.cycles_listen, self.cycles_admin_listen];
+            if self.tls.is_some() && others.iter().all(Option::is_none) {
+                r.wrong(TLS_CERT, "means nothing with --listen none: leave one out");
+            }
         }
         for (flag, address) in [
             (LISTEN, self.listen),

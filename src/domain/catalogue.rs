@@ -77,16 +77,14 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Parses 1 to 256 characters of printable ASCII without `?` and spaces around it.
+    /// Parses a name in which `*` may stand too.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let fits = (1..=256).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| (b.is_ascii_graphic() || b == b' ') && b != b'?')
+        let fits = (1..=256).contains(&text.chars().count())
+            && !text.chars().any(|c| c.is_control() || c == '?')
             && text.trim() == text;
         if !fits {
             return Err(Malformed::new(
-                "1 to 256 characters of printable ASCII without '?' and spaces around it, '*' for any",
+                "1 to 256 characters without control characters, '?' and spaces around it, '*' for any",
             ));
         }
         Ok(Self {

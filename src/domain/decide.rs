@@ -117,6 +117,8 @@ impl TenantState {
             if let Err(Refusal::IdempotencyMismatch { .. }) = &answer {
                 self.note_mismatch(pinned_key, body, now);
             }
+            // With Cycles' rules not even what was answered before is told again.
+            self.must_not_be_suspended()?;
             return answer.map(|mut answer| {
                 answer.explanation = answer.explanation.filter(|_| ask.explain);
                 answer
@@ -387,10 +389,11 @@ pub(super) fn lease(reservation: &Reservation, now: Timestamp) -> Lease {
 pub(super) fn extended(
     reservation: &Reservation,
     by: ExtendBy,
+    bounded: bool,
     now: Timestamp,
 ) -> Result<Timestamp, Refusal> {
     let expires_at = reservation.expires_at.saturating_add(by.get());
-    if expires_at.since(now) > Ttl::MAX {
+    if bounded && expires_at.since(now) > Ttl::MAX {
         return Err(Refusal::LeaseTooLong);
     }
     Ok(expires_at)

@@ -48,7 +48,9 @@ impl TenantState {
         if cycles.is_some_and(|rules| extensions >= rules.max_extensions) {
             return Err(Refusal::TooManyExtensions);
         }
-        let expires_at = extended(&reservation, request.by, now)?;
+        // There the count is the bound.
+        let bounded = cycles.is_none();
+        let expires_at = extended(&reservation, request.by, bounded, now)?;
         let lapses_at = expires_at.saturating_add(reservation.grace);
 
         let mut verdict = Verdict::Allow;

@@ -3,6 +3,7 @@
 //! Each step is one check with one named answer; the order of the steps is the
 //! precedence of the answers and stands in the proto.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::activity::{ActivityKey, Counts};
@@ -283,17 +284,36 @@ impl TenantState {
     ) -> Result<(), Refusal> {
         for (unit, _) in asked.iter().filter(|(unit, _)| *unit != Unit::Calls) {
             if !lines.iter().any(|line| line.budget.unit == unit) {
-                let mut counted: Vec<_> = lines.iter().map(|line| line.budget.unit).collect();
-                counted.sort_unstable();
-                counted.dedup();
-                return Err(Refusal::UnitMismatch {
-                    field,
-                    unit,
-                    counted,
-                });
+                let counted = lines.iter().map(|l| (l.budget.unit, &l.balance.scope));
+                return Err(self.unit_mismatch(field, unit, counted));
             }
         }
         Ok(())
+    }
+
+    /// That a unit is not counted by the budgets that apply, given from the root down. With
+    /// Cycles' rules told of the first scope alone.
+    pub(super) fn unit_mismatch<'a>(
+        &self,
+        field: &'static str,
+        unit: Unit,
+        applicable: impl Iterator<Item = (Unit, &'a Arc<str>)>,
+    ) -> Refusal {
+        let (mut counted, mut first) = (Vec::new(), None);
+        for (unit, scope) in applicable {
+            let first = first.get_or_insert(scope);
+            if self.config.tenant.settings.cycles.is_none() || *first == scope {
+                counted.push(unit);
+            }
+        }
+        counted.sort_unstable();
+        counted.dedup();
+        Refusal::UnitMismatch {
+            field,
+            unit,
+            counted,
+            scope: first.cloned(),
+        }
     }
 }
 

@@ -28,6 +28,7 @@ impl TenantState {
         };
         let key = KeyHash::of(&self.config.tenant.id, Method::Record, &request.key);
         let mut body = self.body_of_record(request, expired.as_ref(), origin);
+        self.must_not_be_suspended()?;
         if let Some(answer) = self.replay(Some(key), &body, now) {
             return answer;
         }
@@ -64,7 +65,7 @@ impl TenantState {
         };
         check_recorded_units(&amounts, &accounts)?;
         if self.config.tenant.settings.cycles.is_some() {
-            must_be_open(&lines)?;
+            must_take(&lines, &amounts, policy)?;
         }
         let seq = Sequence(self.next_seq().0 + lines.iter().filter(|l| l.writes()).count() as i64);
         for (unit, amount) in amounts.iter() {
@@ -146,18 +147,24 @@ impl TenantState {
             return Ok((Vec::new(), Vec::new()));
         }
         let mut next = self.next_balance;
-        let lines: Vec<_> = self
-            .config
-            .applicable(subject)
-            .into_iter()
-            .filter(|(budget, _)| amounts.get(budget.unit).is_some())
-            .map(|(budget, scope)| self.line(budget, scope, now, &mut next))
-            .collect();
-        if lines.is_empty() {
+        let applicable = self.config.applicable(subject);
+        if applicable.is_empty() {
             return Err(Refusal::BudgetNotProvisioned {
                 scope: subject.scope_text().into(),
             });
         }
+        // A unit that was used must be counted by some balance. CALLS need not be.
+        for (unit, _) in amounts.iter().filter(|(unit, _)| *unit != Unit::Calls) {
+            if !applicable.iter().any(|(budget, _)| budget.unit == unit) {
+                let counted = applicable.iter().map(|(b, scope)| (b.unit, scope));
+                return Err(self.unit_mismatch("amounts", unit, counted));
+            }
+        }
+        let lines: Vec<_> = applicable
+            .into_iter()
+            .filter(|(budget, _)| amounts.get(budget.unit).is_some())
+            .map(|(budget, scope)| self.line(budget, scope, now, &mut next))
+            .collect();
         let accounts = lines
             .iter()
             .map(|line| Account {
@@ -170,20 +177,35 @@ impl TenantState {
     }
 }
 
-/// With Cycles' rules a budget that is stopped takes no use either.
-fn must_be_open(lines: &[Line]) -> Result<(), Refusal> {
-    lines
-        .iter()
-        .try_for_each(|line| match line.budget.terms.state {
-            BudgetState::Active => Ok(()),
-            BudgetState::Frozen => Err(Refusal::BudgetFrozen {
-                scope: line.balance.scope.clone(),
-            }),
-            BudgetState::Closed => Err(Refusal::BudgetClosed),
-        })
+/// With Cycles' rules a budget that is stopped takes no use either; scope by scope from
+/// the root, what remains in between.
+fn must_take(lines: &[Line], amounts: &Amounts, policy: OveragePolicy) -> Result<(), Refusal> {
+    for line in lines {
+        let unit = line.budget.unit;
+        match line.budget.terms.state {
+            BudgetState::Active => {}
+            BudgetState::Frozen => {
+                return Err(Refusal::BudgetFrozen {
+                    scope: line.balance.scope.clone(),
+                });
+            }
+            BudgetState::Closed => return Err(Refusal::BudgetClosed),
+        }
+        let actual = amounts.get(unit).unwrap_or_default();
+        let remaining = line.balance.remaining(line.budget.terms.limit);
+        let short = remaining.is_some_and(|left| left < i128::from(actual.get()));
+        if policy == OveragePolicy::Reject && short {
+            return Err(Refusal::OverageRejected {
+                unit,
+                actual,
+                reserved: Amount::ZERO,
+            });
+        }
+    }
+    Ok(())
 }
 
-/// A unit that was used must be counted by some balance. CALLS need not be.
+/// The same of what an expired reservation held.
 fn check_recorded_units(amounts: &Amounts, accounts: &[Account]) -> Result<(), Refusal> {
     for (unit, _) in amounts.iter().filter(|(unit, _)| *unit != Unit::Calls) {
         if !accounts.iter().any(|account| account.budget.unit == unit) {
@@ -194,6 +216,7 @@ fn check_recorded_units(amounts: &Amounts, accounts: &[Account]) -> Result<(), R
                 field: "amounts",
                 unit,
                 counted,
+                scope: None,
             });
         }
     }

@@ -313,6 +313,8 @@ pub enum Refusal {
         unit: Unit,
         /// Units that have one.
         counted: Vec<Unit>,
+        /// The first scope with a budget, from the root down; nothing of a reservation.
+        scope: Option<Arc<str>>,
     },
     /// The reservation's time, with grace, is over.
     #[error("the reservation expired at {at}")]
@@ -413,6 +415,9 @@ pub enum Refusal {
     /// Extended as often as Cycles' rules let, or over too many different sets of balances.
     #[error("the reservation was extended too often, or over too many different sets of balances")]
     TooManyExtensions,
+    /// An operator stopped the tenant.
+    #[error("the tenant is suspended")]
+    TenantSuspended,
     /// The tenant is over for good.
     #[error("the tenant is closed")]
     TenantClosed,

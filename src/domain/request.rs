@@ -69,18 +69,16 @@ impl<'de> Deserialize<'de> for Digest {
     }
 }
 
-/// Parses the name or the kind of an action: 1 to 256 characters of printable ASCII
-/// without `*` and `?`, which stand for other characters in globs, and without a space at
-/// either end.
+/// Parses the name or the kind of an action: 1 to 256 characters, none of them a control
+/// character, `*` or `?`, which stand for other characters in globs, and no space at either
+/// end.
 pub fn action_name(text: &str) -> Result<Box<str>, Malformed> {
-    let fits = (1..=256).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| (b.is_ascii_graphic() || b == b' ') && !b"*?".contains(&b))
+    let fits = (1..=256).contains(&text.chars().count())
+        && !text.chars().any(|c| c.is_control() || "*?".contains(c))
         && text.trim() == text;
     if !fits {
         return Err(Malformed::new(
-            "1 to 256 characters of printable ASCII without '*', '?' and spaces around it",
+            "1 to 256 characters without control characters, '*', '?' and spaces around it",
         ));
     }
     Ok(text.into())

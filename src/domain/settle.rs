@@ -154,6 +154,15 @@ impl TenantState {
         body
     }
 
+    /// With Cycles' rules a suspended tenant reports nothing new either.
+    pub(super) fn must_not_be_suspended(&self) -> Result<(), Refusal> {
+        let settings = &self.config.tenant.settings;
+        if settings.cycles.is_some() && settings.state == super::tenant::TenantState::Suspended {
+            return Err(Refusal::TenantSuspended);
+        }
+        Ok(())
+    }
+
     /// With Cycles' rules a closed tenant settles nothing: what it holds lapses.
     pub(super) fn may_still_settle(&self) -> Result<(), Refusal> {
         let settings = &self.config.tenant.settings;
@@ -191,6 +200,7 @@ impl TenantState {
                     field: "actual",
                     unit,
                     counted: reserved.iter().map(|(unit, _)| unit).collect(),
+                    scope: None,
                 });
             }
         }

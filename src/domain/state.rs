@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::activity::{Activity, ActivityKey};
 use super::answer::{Answer, BalanceView, Lease, Verdict};
@@ -222,6 +223,13 @@ impl TenantState {
                 Some(Some(pin)) => match &pin.body {
                     Some(body) => {
                         self.need_balances(body.movements.iter().map(|m| m.balance), needs);
+                        // A lease that has ended since has nothing left.
+                        let made = body.reservation.filter(|_| body.expires_at.is_some());
+                        if let Some(id) = made
+                            && !self.reservations.contains_key(&id)
+                        {
+                            needs.reservations.insert(id);
+                        }
                     }
                     None if !pin.archived => {
                         needs.entries.insert((key, pin.seq));
@@ -577,11 +585,19 @@ impl TenantState {
         let lease = body
             .reservation
             .zip(body.expires_at)
-            .map(|(id, expires_at)| Lease {
-                reservation: id,
-                reserved: body.reserved,
-                expires_at,
-                remaining: expires_at.since(now),
+            .map(|(id, expires_at)| {
+                let found = self.reservations.get(&id).and_then(Option::as_ref);
+                let ended = found.is_some_and(|reservation| !reservation.is_open());
+                Lease {
+                    reservation: id,
+                    reserved: body.reserved,
+                    expires_at,
+                    remaining: if ended {
+                        Duration::ZERO
+                    } else {
+                        expires_at.since(now)
+                    },
+                }
             });
         Answer {
             lease,

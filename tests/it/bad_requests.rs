@@ -171,7 +171,7 @@ async fn rows(
         who(&mut r).dimensions = [("run".to_owned(), String::new())].into();
     });
     bad_reserve!("17 dimensions", "subject.dimensions", |r| {
-        who(&mut r).dimensions = (0..33).map(|n| (format!("d{n}"), "x".to_owned())).collect();
+        who(&mut r).dimensions = (0..65).map(|n| (format!("d{n}"), "x".to_owned())).collect();
     });
     bad_reserve!("no action", "action", |r| r.action = None);
     bad_reserve!("no action name", "action.name", |r| what(&mut r)
@@ -229,15 +229,15 @@ async fn rows(
     });
     bad_reserve!("long reason", "context.reason", |r| {
         r.context = Some(Context {
-            reason: "x".repeat(1_025),
+            reason: "x".repeat(4_097),
             ..Context::default()
         });
     });
-    bad_reserve!("33 metadata", "metadata", |r| {
+    bad_reserve!("65 metadata", "metadata", |r| {
         r.metadata = (0..17).map(|n| (n.to_string(), String::new())).collect();
     });
     bad_reserve!("long metadata", "metadata[k]", |r| {
-        r.metadata = [("k".to_owned(), "x".repeat(1_025))].into();
+        r.metadata = [("k".to_owned(), "x".repeat(4_097))].into();
     });
 
     let mut request = reserve(1);

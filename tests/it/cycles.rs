@@ -52,9 +52,12 @@ async fn scopes_without_a_budget_are_skipped_as_long_as_one_has_the_unit() {
     other.estimates[0].unit = Unit::Credits.into();
     let refused = world.operator.authority.clone().reserve(other).await;
     assert_eq!(reason(&refused.expect_err("no such unit")), "UNIT_MISMATCH");
-    provision(&world.operator, "tenants: [{tenant: bare, cycles_compatible: {}}]")
-        .await
-        .expect("a plan");
+    provision(
+        &world.operator,
+        "tenants: [{tenant: bare, cycles_compatible: {}}]",
+    )
+    .await
+    .expect("a plan");
     let mut nothing = asks("any", "", 1);
     nothing.subject = Some(subject("bare"));
     let answer = ask(&world.operator, nothing).await;

@@ -8,6 +8,7 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::Request;
@@ -15,6 +16,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 
 use super::Gateway;
 use super::problem::Fault;
+use super::strict::object;
 use crate::api::auth::Caller;
 use crate::api::layers::{Deadline, RequestIdentity};
 use crate::domain::permission::Permission;
@@ -93,6 +95,8 @@ impl Gateway {
     /// not saved by a good one of the second.
     pub(super) async fn either(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
         let key = call.headers.get(ADMIN_KEY);
+        // A blank one counts as missing.
+        let key = key.filter(|key| !key.as_bytes().trim_ascii().is_empty());
         let key = key.or_else(|| call.headers.get(API_KEY));
         self.admit(call, key, needs).await
     }
@@ -146,26 +150,48 @@ impl Gateway {
             ));
         }
         let most = self.max_body_bytes;
-        let body = axum::body::to_bytes(body, most).await.map_err(|_| {
+        let too_large = || {
             Fault::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "INVALID_REQUEST",
-                format!("the body must come whole and be at most {most} bytes"),
+                format!("the body must be at most {most} bytes"),
             )
+        };
+        // Before any of it is waited for.
+        let announced = call.headers.get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: usize| length > most) {
+            return Err(too_large());
+        }
+        let body = Limited::new(body, most).collect().await;
+        let body = body.map_err(|error| match error.is::<LengthLimitError>() {
+            true => too_large(),
+            false => Fault::invalid("Malformed request body: it did not come whole"),
         })?;
-        serde_json::from_slice(&body)
-            .map_err(|error| Fault::invalid(format!("Malformed request body: {error}")))
+        let body = body.to_bytes();
+        let mut json = serde_json::Deserializer::from_slice(&body);
+        let malformed = |at: &str, error: serde_json::Error| {
+            let at = if at == "." { "" } else { at };
+            let colon = if at.is_empty() { "" } else { ": " };
+            Fault::invalid(format!("Malformed request body: {at}{colon}{error}"))
+        };
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(&mut json, &mut track);
+        let taken = object(tracked).map_err(|error| malformed(&track.path().to_string(), error))?;
+        json.end().map_err(|error| malformed("", error))?;
+        Ok(taken)
     }
 }
 
 impl Call {
     /// Refuses a header that names another idempotency key than the body.
     pub(super) fn must_agree(&self, key: &str) -> Result<(), Fault> {
-        match self.headers.get(IDEMPOTENCY_KEY) {
-            Some(header) if header.as_bytes() != key.as_bytes() => Err(Fault::invalid(
+        let mut headers = self.headers.get_all(IDEMPOTENCY_KEY).iter();
+        match headers.all(|header| header.as_bytes() == key.as_bytes()) {
+            true => Ok(()),
+            false => Err(Fault::invalid(
                 "X-Idempotency-Key must be the idempotency_key of the body, or absent",
             )),
-            _ => Ok(()),
         }
     }
 

@@ -106,8 +106,17 @@ pub(super) async fn around(
     };
     completion.code = "OK";
     if let Some(fault) = response.extensions_mut().remove::<Box<Fault>>() {
+        let fault = match gateway.is_admin {
+            true => fault.of_admin(),
+            false => *fault,
+        };
         completion.code = fault.error;
+        // What a route is taken with is said of a wrong method.
+        let allow = response.headers_mut().remove(header::ALLOW);
         response = worded(&fault, &identity);
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
     }
     let headers = response.headers_mut();
     for (name, value) in [

@@ -46,16 +46,20 @@ pub struct Gateway {
     pub max_body_bytes: usize,
     /// Whether requests can be decided.
     pub ready: watch::Receiver<bool>,
+    /// Which plane it is.
+    pub is_admin: bool,
 }
 
 impl Gateway {
     /// What agents call.
-    pub fn runtime(self) -> Router {
+    pub fn runtime(mut self) -> Router {
+        self.is_admin = false;
         self.finish(runtime::routes())
     }
 
     /// What operators call.
-    pub fn admin(self) -> Router {
+    pub fn admin(mut self) -> Router {
+        self.is_admin = true;
         self.finish(admin::routes())
     }
 

@@ -108,6 +108,17 @@ impl Fault {
         fault
     }
 
+    /// What the admin plane calls it, which has more codes.
+    pub(super) fn of_admin(mut self) -> Self {
+        let reason = self.details.get("reason").and_then(Value::as_str);
+        self.error = match (self.error, reason) {
+            ("FORBIDDEN", Some("PERMISSION_MISSING")) => "INSUFFICIENT_PERMISSIONS",
+            ("NOT_FOUND", Some("TENANT_NOT_FOUND")) => "TENANT_NOT_FOUND",
+            (error, _) => error,
+        };
+        self
+    }
+
     pub(super) fn detail(&mut self, name: &str, value: impl Into<Value>) {
         self.details.insert(name.to_owned(), value.into());
     }
@@ -150,6 +161,7 @@ fn code_of(reason: &str, code: Code) -> (StatusCode, &'static str) {
         }
         "OVERDRAFT_LIMIT_EXCEEDED" => (StatusCode::CONFLICT, "OVERDRAFT_LIMIT_EXCEEDED"),
         "TOO_MANY_EXTENSIONS" => (StatusCode::CONFLICT, "MAX_EXTENSIONS_EXCEEDED"),
+        "TENANT_SUSPENDED" => (StatusCode::UNAUTHORIZED, "UNAUTHORIZED"),
         "TENANT_CLOSED" => (StatusCode::CONFLICT, "TENANT_CLOSED"),
         "BUDGET_FROZEN" => (StatusCode::CONFLICT, "BUDGET_FROZEN"),
         "BUDGET_CLOSED" => (StatusCode::CONFLICT, "BUDGET_CLOSED"),
@@ -182,6 +194,9 @@ impl From<Status> for Fault {
         let reason = info.map_or("", |info| info.reason.as_str());
         let (http, error) = code_of(reason, status.code());
         let mut fault = Self::new(http, error, status.message());
+        if reason == "TENANT_SUSPENDED" {
+            fault.message = reason.to_owned();
+        }
         if !reason.is_empty() && reason != error {
             fault.detail("reason", reason);
         }

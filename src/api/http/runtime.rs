@@ -5,6 +5,7 @@ use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::routing::{get, post};
+use serde::Deserialize;
 use uuid::Uuid;
 
 use super::call::{Answer, Asker, Call};
@@ -18,6 +19,18 @@ use crate::domain::request::Digest;
 use crate::proto;
 use crate::proto::authority_server::Authority as _;
 
+/// How long after a lease it can still be settled, in milliseconds, where nothing is said.
+const GRACE_MS: u64 = 5_000;
+/// What the protocol can sort reservations by.
+const ORDERS: [&str; 7] = [
+    "reservation_id",
+    "tenant",
+    "scope_path",
+    "status",
+    "reserved",
+    "created_at_ms",
+    "expires_at_ms",
+];
 /// Most rows of a page.
 const ROWS_MAX: i32 = 200;
 
@@ -44,10 +57,7 @@ fn must_be_own(
     otherwise_right: impl FnOnce() -> Result<(), tonic::Status>,
 ) -> Result<(), Fault> {
     let own = asker.tenant();
-    match named
-        .map(|named| named.trim())
-        .filter(|named| !named.is_empty())
-    {
+    match named {
         Some(named) if !own.is_empty() && named != own => {
             otherwise_right()?;
             Err(Fault::new(
@@ -72,14 +82,45 @@ fn reservation_id(id: Id) -> Result<String, Fault> {
     }
 }
 
+/// Whose reservation an operator means.
+#[derive(Debug, Deserialize)]
+struct OfTenant {
+    tenant: Option<String>,
+}
+
+/// The tenant that an operator's key needs beside a reservation; empty for a tenant's own.
+fn operators_tenant(
+    asker: &Asker,
+    of: Result<Query<OfTenant>, QueryRejection>,
+) -> Result<String, Fault> {
+    let Query(of) = of.map_err(|error| Fault::invalid(error.body_text()))?;
+    match asker.tenant().is_empty() {
+        true => tenant_of(asker, of.tenant.as_ref()),
+        false => Ok(String::new()),
+    }
+}
+
+/// An idempotency key within a reservation: the protocol keeps those of what settles or
+/// extends it apart from other reservations'.
+fn key_within(reservation: &str, key: &str) -> Result<String, Fault> {
+    let parsed = IdempotencyKey::parse(key);
+    parsed.map_err(|error| Fault::field("idempotency_key", &error.to_string()))?;
+    let joined = format!("{reservation}/{key}");
+    Ok(match IdempotencyKey::parse(&joined) {
+        Ok(_) => joined,
+        Err(_) => format!("{reservation}/sha256:{}", Digest::of(key.as_bytes())),
+    })
+}
+
 async fn decide(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
     let asker = gateway.agent(&call, Permission::Authority).await?;
     let asked: wire::Decide = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let named = asked.subject.tenant.clone();
-    let subject = translate::subject(asked.subject, asker.tenant())?;
+    let (subject, _) = translate::subject(asked.subject, asker.tenant())?;
+    let (action, _) = translate::action(asked.action)?;
     // Metadata of a decision is taken and kept nowhere.
-    let (action, _) = translate::action(asked.action, asked.metadata)?;
+    translate::metadata(asked.metadata)?;
     let message = proto::DecideRequest {
         idempotency_key: asked.idempotency_key,
         subject: Some(subject.clone()),
@@ -115,8 +156,12 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     let asked: wire::Reserve = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let named = asked.subject.tenant.clone();
-    let subject = translate::subject(asked.subject, asker.tenant())?;
-    let (action, metadata) = translate::action(asked.action, asked.metadata)?;
+    let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
+    let (action, of_action) = translate::action(asked.action)?;
+    let mut metadata = translate::metadata(asked.metadata)?;
+    metadata.extend(of_subject);
+    metadata.extend(of_action);
+    metadata.extend([translate::kept_key(&asked.idempotency_key)]);
     let dry_run = asked.dry_run.unwrap_or(false);
     let unit = asked.estimate.unit;
     let message = proto::ReserveRequest {
@@ -125,7 +170,10 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
         action: Some(action),
         estimates: vec![translate::amount(asked.estimate)],
         ttl: asked.ttl_ms.map(translate::duration),
-        grace: asked.grace_period_ms.map(translate::duration),
+        // The protocol fills it in before requests are compared.
+        grace: Some(translate::duration(
+            asked.grace_period_ms.unwrap_or(GRACE_MS),
+        )),
         overage_policy: translate::overage_policy(asked.overage_policy),
         metadata,
         dry_run,
@@ -176,12 +224,13 @@ async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
     let asked: wire::Commit = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let unit = asked.actual.unit;
+    let reservation_id = reservation_id(id)?;
     let message = proto::CommitRequest {
-        idempotency_key: asked.idempotency_key,
-        reservation_id: reservation_id(id)?,
+        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
+        reservation_id,
         actual: vec![translate::amount(asked.actual)],
         metrics: translate::metrics(asked.metrics),
-        metadata: super::strict::kept(asked.metadata.unwrap_or_default()).collect(),
+        metadata: translate::record_metadata(asked.metadata),
         tenant: String::new(),
     };
     let answer = gateway.services.commit(asker.request(message)).await?;
@@ -196,16 +245,22 @@ async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
     Ok(Answer::new(&body)?.recorded(answer.ledger_sequence, answer.replayed))
 }
 
-async fn release(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) -> Done {
+async fn release(
+    State(gateway): State<Gateway>,
+    call: Call,
+    id: Id,
+    of: Result<Query<OfTenant>, QueryRejection>,
+    body: Body,
+) -> Done {
     let asker = gateway.either(&call, Permission::Authority).await?;
     let asked: wire::Release = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let reservation_id = reservation_id(id)?;
     let message = proto::ReleaseRequest {
-        idempotency_key: asked.idempotency_key,
+        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
         reservation_id,
-        reason: asked.reason.unwrap_or_default(),
-        tenant: String::new(),
+        reason: translate::cut(asked.reason, 256),
+        tenant: operators_tenant(&asker, of)?,
     };
     let answer = gateway.services.release(asker.request(message)).await?;
     let answer = answer.into_inner();
@@ -224,9 +279,10 @@ async fn extend(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
     let asker = gateway.agent(&call, Permission::Authority).await?;
     let asked: wire::Extend = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
+    let reservation_id = reservation_id(id)?;
     let message = proto::ExtendRequest {
-        idempotency_key: asked.idempotency_key,
-        reservation_id: reservation_id(id)?,
+        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
+        reservation_id,
         extend_by: Some(translate::duration(asked.extend_by_ms)),
         ..proto::ExtendRequest::default()
     };
@@ -246,8 +302,11 @@ async fn create_event(State(gateway): State<Gateway>, call: Call, body: Body) ->
     let asked: wire::Event = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let named = asked.subject.tenant.clone();
-    let subject = translate::subject(asked.subject, asker.tenant())?;
-    let (action, metadata) = translate::action(asked.action, asked.metadata)?;
+    let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
+    let (action, of_action) = translate::action(asked.action)?;
+    let mut metadata = translate::record_metadata(asked.metadata);
+    metadata.extend(of_subject);
+    metadata.extend(of_action);
     let unit = asked.actual.unit;
     let tenant = subject.tenant.clone();
     let message = proto::RecordRequest {
@@ -288,11 +347,16 @@ fn event_id(tenant: &str, sequence: i64) -> String {
         .to_string()
 }
 
-async fn get_reservation(State(gateway): State<Gateway>, call: Call, id: Id) -> Done {
+async fn get_reservation(
+    State(gateway): State<Gateway>,
+    call: Call,
+    id: Id,
+    of: Result<Query<OfTenant>, QueryRejection>,
+) -> Done {
     let asker = gateway.either(&call, Permission::Read).await?;
     let message = proto::GetReservationRequest {
         reservation_id: reservation_id(id)?,
-        tenant: String::new(),
+        tenant: operators_tenant(&asker, of)?,
     };
     let answer = gateway
         .services
@@ -336,17 +400,23 @@ fn scope_of(levels: [(&str, &Option<String>); 5]) -> String {
 }
 
 /// How many rows a page has.
-pub(super) fn limit(limit: Option<&String>, most: i32) -> Result<i32, Fault> {
+fn limit(limit: Option<&String>) -> Result<i32, Fault> {
+    rows(limit)?
+        .filter(|limit| (1..=ROWS_MAX).contains(limit))
+        .ok_or_else(|| Fault::field("limit", &format!("1 to {ROWS_MAX}")))
+}
+
+/// How many rows are asked for: 50 where nothing is said, nothing for too many to count.
+pub(super) fn rows(limit: Option<&String>) -> Result<Option<i32>, Fault> {
     let Some(limit) = limit
         .map(|limit| limit.trim())
         .filter(|limit| !limit.is_empty())
     else {
-        return Ok(50);
+        return Ok(Some(50));
     };
-    let limit: Option<i32> = limit.parse().ok();
-    limit
-        .filter(|limit| (1..=most).contains(limit))
-        .ok_or_else(|| Fault::field("limit", &format!("1 to {most}")))
+    let limit: Result<i64, _> = limit.parse();
+    let limit = limit.map_err(|_| Fault::field("limit", "a number"))?;
+    Ok(i32::try_from(limit).ok())
 }
 
 /// From and to, both ends inclusive.
@@ -403,9 +473,19 @@ async fn list_reservations(
     let asker = gateway.either(&call, Permission::Read).await?;
     let Query(filters) = filters.map_err(|error| Fault::invalid(error.body_text()))?;
     let tenant = tenant_of(&asker, filters.tenant.as_ref())?;
-    let by = filters.sort_by.as_deref().unwrap_or("created_at_ms");
-    let direction = filters.sort_dir.as_deref().unwrap_or("desc");
-    if !by.eq_ignore_ascii_case("created_at_ms") || !direction.eq_ignore_ascii_case("desc") {
+    let known = |given: &Option<String>, names: &[&str]| {
+        let given = given.as_deref().filter(|given| !given.is_empty());
+        given.is_none_or(|given| names.iter().any(|name| name.eq_ignore_ascii_case(given)))
+    };
+    if !known(&filters.sort_by, &ORDERS) {
+        let wants = format!("one of {}", ORDERS.join(", "));
+        return Err(Fault::field("sort_by", &wants));
+    }
+    if !known(&filters.sort_dir, &["asc", "desc"]) {
+        return Err(Fault::field("sort_dir", "asc or desc"));
+    }
+    let is = |given: &Option<String>, name| known(given, &[name]);
+    if !is(&filters.sort_by, "created_at_ms") || !is(&filters.sort_dir, "desc") {
         return Err(Fault::not_implemented(
             "a list in another order than created_at_ms, newest first",
         ));
@@ -441,7 +521,7 @@ async fn list_reservations(
         ("agent", &filters.agent),
         ("toolset", &filters.toolset),
     ]);
-    let limit = limit(filters.limit.as_ref(), ROWS_MAX)?;
+    let limit = limit(filters.limit.as_ref())?;
     let key = filters.idempotency_key.filter(|key| !key.is_empty());
     let (found, next) = match &key {
         // A reservation is named by its key: no list has to be searched.
@@ -483,7 +563,7 @@ async fn list_reservations(
         .filter(fits)
         .filter_map(translate::reservation)
         .map(|row| wire::Reservation {
-            idempotency_key: key.clone(),
+            idempotency_key: row.idempotency_key.or_else(|| key.clone()),
             committed: None,
             finalized_at_ms: None,
             metadata: row.metadata.filter(|_| with_metadata),
@@ -550,7 +630,7 @@ async fn list_balances(
     let message = proto::ListBalancesRequest {
         tenant: tenant_of(&asker, filters.tenant.as_ref())?,
         scope,
-        page_size: limit(filters.limit.as_ref(), ROWS_MAX)?,
+        page_size: limit(filters.limit.as_ref())?,
         page_token: filters.cursor.unwrap_or_default(),
         include_unopened: true,
         ..proto::ListBalancesRequest::default()

@@ -1,7 +1,10 @@
 //! JSON of a caller's own making, taken strictly.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -80,6 +83,78 @@ impl<'de> Visitor<'de> for Strict {
         }
         Ok(Value::Object(taken))
     }
+}
+
+/// A message of named fields. serde's own code for structures also takes a list of their
+/// values.
+pub(super) fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_map(Named(PhantomData))
+}
+
+/// The same where it may be absent or null.
+pub(super) fn object_or_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct OrNone<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OrNone<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object, or null")
+        }
+
+        fn visit_none<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, given: D) -> Result<Option<T>, D::Error> {
+            object(given).map(Some)
+        }
+    }
+
+    deserializer.deserialize_option(OrNone(PhantomData))
+}
+
+struct Named<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Named<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(fields))
+    }
+}
+
+/// Texts by name, each name once.
+pub(super) fn texts_or_none<'de, D>(
+    deserializer: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    let Some(Free(fields)) = Option::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    let texts = fields.into_iter().map(|(name, value)| match value {
+        Value::String(text) => Ok((name, text)),
+        _ => Err(D::Error::custom(format_args!("`{name}` must be a text"))),
+    });
+    texts.collect::<Result<_, _>>().map(Some)
 }
 
 /// Free fields as Remit keeps them: text by name. Texts stay as they are where they can't

@@ -1,5 +1,6 @@
 //! The protocol's words for Remit's, and back.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pbjson_types as wkt;
@@ -8,17 +9,48 @@ use serde_json::Value;
 use super::problem::{Denial, Fault};
 use super::strict::{Free, given, kept};
 use super::wire;
+use crate::api::fields::{MAP_BYTES_MAX, MAP_KEY_MAX, MAP_MAX, VALUE_MAX};
+use crate::domain::id::Name;
+use crate::domain::request::Digest;
+use crate::domain::scope::dimension_key;
 use crate::proto;
 
-/// Under which name of the metadata an action's tags are kept, which Remit does not know.
+/// Names of the metadata under which is kept what Remit does not know: tags, ...
 const TAGS: &str = "cycles.tags";
+/// ... the idempotency key as text, ...
+const KEY: &str = "cycles.idempotency_key";
+/// ... dimensions as they were given, where a scope can't say them, ...
+const DIMENSIONS: &str = "cycles.dimensions";
+/// ... and how many fields did not fit into a record of what has happened already.
+const LEFT_OUT: &str = "cycles.left_out";
+/// What names of the caller's own may not begin with.
+const RESERVED: &str = "cycles.";
+/// Most of these names in one record.
+const KEPT_MAX: usize = 4;
+const DIMENSIONS_MAX: usize = 16;
+const DIMENSION_CHARS_MAX: usize = 256;
 const TAGS_MAX: usize = 10;
 const TAG_CHARS_MAX: usize = 64;
 const KIND_CHARS_MAX: usize = 64;
 
 /// What the protocol calls a field of a message.
 pub(super) fn field(path: &str) -> String {
+    // The admin plane's messages carry one thing each.
+    let path = ["tenants[0].", "budgets[0].", "api_key."]
+        .into_iter()
+        .find_map(|prefix| path.strip_prefix(prefix))
+        .unwrap_or(path);
     let name = match path {
+        "display_name" => "name",
+        "cycles_compatible.max_extensions" => "max_reservation_extensions",
+        "cycles_compatible.default_ttl" => "default_reservation_ttl_ms",
+        "cycles_compatible.max_ttl" => "max_reservation_ttl_ms",
+        "tenant" => "tenant_id",
+        "subject_prefix" => "scope_filter",
+        "expire_time" => "expires_at",
+        "allocation" => "allocated.amount",
+        "overdraft_limit" => "overdraft_limit.amount",
+        "amount" => "amount.amount",
         "estimates" => "estimate",
         "amounts" => "actual",
         "estimates[0].value" => "estimate.amount",
@@ -127,8 +159,12 @@ pub(super) fn time(name: &str, text: Option<&String>) -> Result<Option<wkt::Time
     }))
 }
 
-/// Who acts; in the key's tenant where none is named.
-pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<proto::Subject, Fault> {
+/// Who acts; in the key's tenant where none is named. And what is to be kept of it in the
+/// metadata.
+pub(super) fn subject(
+    subject: wire::Subject,
+    own: &str,
+) -> Result<(proto::Subject, HashMap<String, String>), Fault> {
     let wire::Subject {
         tenant,
         workspace,
@@ -138,8 +174,21 @@ pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<proto::Subjec
         toolset,
         dimensions,
     } = subject;
-    // A blank one counts as missing.
-    let name = |name: Option<String>| name.filter(|n| !n.trim().is_empty()).unwrap_or_default();
+    for (level, name) in [
+        ("tenant", &tenant),
+        ("workspace", &workspace),
+        ("app", &app),
+        ("workflow", &workflow),
+        ("agent", &agent),
+        ("toolset", &toolset),
+    ] {
+        // To the services an empty one is an absent one.
+        if name.as_ref().is_some_and(String::is_empty) {
+            let field = format!("subject.{level}");
+            return Err(Fault::field(&field, "1 to 128 characters, or absent"));
+        }
+    }
+    let name = Option::unwrap_or_default;
     let mut subject = proto::Subject {
         tenant: name(tenant),
         workspace: name(workspace),
@@ -147,7 +196,7 @@ pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<proto::Subjec
         workflow: name(workflow),
         agent: name(agent),
         toolset: name(toolset),
-        dimensions: dimensions.unwrap_or_default().into_iter().collect(),
+        dimensions: HashMap::new(),
     };
     if levels(&subject).next().is_none() {
         return Err(Fault::field(
@@ -158,7 +207,33 @@ pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<proto::Subjec
     if subject.tenant.is_empty() {
         own.clone_into(&mut subject.tenant);
     }
-    Ok(subject)
+    let mut kept = HashMap::new();
+    let dimensions = dimensions.unwrap_or_default();
+    if dimensions.len() > DIMENSIONS_MAX {
+        return Err(Fault::field("subject.dimensions", "at most 16 entries"));
+    }
+    for (key, value) in &dimensions {
+        if key.is_empty() || value.chars().count() > DIMENSION_CHARS_MAX {
+            let field = format!("subject.dimensions[{key}]");
+            return Err(Fault::field(&field, "named, and at most 256 characters"));
+        }
+        let name = key.to_ascii_lowercase();
+        let coordinate = match Name::parse(value) {
+            Ok(_) => value.clone(),
+            // Takes part in scopes all the same: a budget for each value holds for it.
+            Err(_) => format!("sha256-{}", Digest::of(value.as_bytes())),
+        };
+        // No scope can say any other name, so that no budget can hang on it.
+        if dimension_key(&name).is_ok() {
+            subject.dimensions.entry(name).or_insert(coordinate);
+        }
+    }
+    let as_given = |(key, value): (&String, &String)| subject.dimensions.get(key) == Some(value);
+    if !dimensions.iter().all(as_given) {
+        let text = serde_json::to_string(&dimensions).unwrap_or_default();
+        kept.insert(DIMENSIONS.to_owned(), text);
+    }
+    Ok((subject, kept))
 }
 
 /// The levels that a subject names, from the root down.
@@ -199,23 +274,15 @@ pub(super) fn affected_scopes(
     (scopes, path)
 }
 
-/// What is done, and the metadata with its tags.
+/// What is done, and what is to be kept of it in the metadata.
 pub(super) fn action(
     action: wire::Action,
-    metadata: Option<Free>,
-) -> Result<(proto::Action, std::collections::HashMap<String, String>), Fault> {
+) -> Result<(proto::Action, HashMap<String, String>), Fault> {
     let wire::Action { kind, name, tags } = action;
     if kind.trim().is_empty() || kind.chars().count() > KIND_CHARS_MAX {
         return Err(Fault::field("action.kind", "1 to 64 characters"));
     }
-    let mut metadata: std::collections::HashMap<_, _> =
-        kept(metadata.unwrap_or_default()).collect();
-    if metadata.contains_key(TAGS) {
-        return Err(Fault::field(
-            "metadata",
-            &format!("without {TAGS}, where tags are kept"),
-        ));
-    }
+    let mut kept = HashMap::new();
     if let Some(tags) = tags.filter(|tags| !tags.is_empty()) {
         if tags.len() > TAGS_MAX || tags.iter().any(|tag| tag.chars().count() > TAG_CHARS_MAX) {
             return Err(Fault::field(
@@ -223,14 +290,67 @@ pub(super) fn action(
                 "at most 10 of at most 64 characters",
             ));
         }
-        metadata.insert(TAGS.to_owned(), Value::from(tags).to_string());
+        kept.insert(TAGS.to_owned(), Value::from(tags).to_string());
     }
     let action = proto::Action {
         name,
         kind,
         arguments: None,
     };
-    Ok((action, metadata))
+    Ok((action, kept))
+}
+
+/// The caller's metadata.
+pub(super) fn metadata(given: Option<Free>) -> Result<HashMap<String, String>, Fault> {
+    let metadata: HashMap<_, _> = kept(given.unwrap_or_default()).collect();
+    match metadata.keys().find(|name| name.starts_with(RESERVED)) {
+        Some(name) => Err(Fault::field(
+            &format!("metadata.{name}"),
+            "named otherwise: `cycles.` is reserved",
+        )),
+        None => Ok(metadata),
+    }
+}
+
+/// What becomes of the idempotency key in the metadata of a reservation, from where
+/// [`reservation`] answers it.
+pub(super) fn kept_key(key: &str) -> (String, String) {
+    (KEY.to_owned(), key.to_owned())
+}
+
+/// The caller's metadata on what has happened already: it must not fail for what only goes
+/// into the record, so that what does not fit is left out, and counted.
+pub(super) fn record_metadata(given: Option<Free>) -> HashMap<String, String> {
+    let mut bytes = LEFT_OUT.len() + VALUE_MAX;
+    let mut fitting = HashMap::new();
+    let mut left_out = 0_u32;
+    for (name, value) in kept(given.unwrap_or_default()) {
+        let fits = !name.is_empty()
+            && name.len() <= MAP_KEY_MAX
+            && value.len() <= VALUE_MAX
+            && fitting.len() + KEPT_MAX < MAP_MAX
+            && bytes + name.len() + value.len() <= MAP_BYTES_MAX
+            && !name.contains('\0')
+            && !value.contains('\0')
+            && !name.starts_with(RESERVED);
+        if fits {
+            bytes += name.len() + value.len();
+            fitting.insert(name, value);
+        } else {
+            left_out += 1;
+        }
+    }
+    if left_out > 0 {
+        fitting.insert(LEFT_OUT.to_owned(), left_out.to_string());
+    }
+    fitting
+}
+
+/// As much of a text as fits, in bytes.
+pub(super) fn cut(text: Option<String>, most: usize) -> String {
+    let mut text = text.unwrap_or_default().replace('\0', "");
+    text.truncate(text.floor_char_boundary(most));
+    text
 }
 
 /// What was measured.
@@ -246,8 +366,8 @@ pub(super) fn metrics(metrics: Option<wire::Metrics>) -> Option<proto::Metrics> 
         tokens_input,
         tokens_output,
         latency_ms,
-        model_version: model_version.unwrap_or_default(),
-        custom: kept(custom.unwrap_or_default()).collect(),
+        model_version: cut(model_version, 128),
+        custom: record_metadata(custom),
     })
 }
 
@@ -368,6 +488,9 @@ pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation
     let mut metadata = found.metadata;
     let tags = metadata.remove(TAGS);
     let tags = tags.and_then(|tags| serde_json::from_str(&tags).ok());
+    let idempotency_key = metadata.remove(KEY);
+    let dimensions = metadata.remove(DIMENSIONS);
+    let dimensions = dimensions.and_then(|text| serde_json::from_str(&text).ok());
     let metadata: serde_json::Map<_, _> = metadata
         .into_iter()
         .map(|(name, text)| (name, given(&text)))
@@ -376,8 +499,8 @@ pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation
     Some(wire::Reservation {
         reservation_id: found.reservation_id,
         status,
-        idempotency_key: None,
-        subject: subject_of(subject),
+        idempotency_key,
+        subject: subject_of(subject, dimensions),
         action: wire::Action {
             kind: action.kind,
             name: action.name,
@@ -398,9 +521,10 @@ pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation
     })
 }
 
-fn subject_of(subject: proto::Subject) -> wire::Subject {
+/// `given` are its dimensions where they are kept as they were given.
+fn subject_of(subject: proto::Subject, given: Option<BTreeMap<String, String>>) -> wire::Subject {
     let name = |name: String| Some(name).filter(|name| !name.is_empty());
-    let dimensions: std::collections::BTreeMap<_, _> = subject.dimensions.into_iter().collect();
+    let dimensions = given.unwrap_or_else(|| subject.dimensions.into_iter().collect());
     wire::Subject {
         tenant: name(subject.tenant),
         workspace: name(subject.workspace),

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::strict::Free;
+use super::strict::{Free, object, object_or_none, texts_or_none};
 
 /// Who acts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,11 @@ pub(super) struct Subject {
     pub(super) agent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) toolset: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "texts_or_none"
+    )]
     pub(super) dimensions: Option<BTreeMap<String, String>>,
 }
 
@@ -87,8 +91,11 @@ pub(super) struct Metrics {
 #[serde(deny_unknown_fields)]
 pub(super) struct Decide {
     pub(super) idempotency_key: String,
+    #[serde(deserialize_with = "object")]
     pub(super) subject: Subject,
+    #[serde(deserialize_with = "object")]
     pub(super) action: Action,
+    #[serde(deserialize_with = "object")]
     pub(super) estimate: Amount,
     #[serde(default)]
     pub(super) metadata: Option<Free>,
@@ -99,8 +106,11 @@ pub(super) struct Decide {
 #[serde(deny_unknown_fields)]
 pub(super) struct Reserve {
     pub(super) idempotency_key: String,
+    #[serde(deserialize_with = "object")]
     pub(super) subject: Subject,
+    #[serde(deserialize_with = "object")]
     pub(super) action: Action,
+    #[serde(deserialize_with = "object")]
     pub(super) estimate: Amount,
     #[serde(default)]
     pub(super) ttl_ms: Option<u64>,
@@ -119,8 +129,9 @@ pub(super) struct Reserve {
 #[serde(deny_unknown_fields)]
 pub(super) struct Commit {
     pub(super) idempotency_key: String,
+    #[serde(deserialize_with = "object")]
     pub(super) actual: Amount,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object_or_none")]
     pub(super) metrics: Option<Metrics>,
     #[serde(default)]
     pub(super) metadata: Option<Free>,
@@ -150,12 +161,15 @@ pub(super) struct Extend {
 #[serde(deny_unknown_fields)]
 pub(super) struct Event {
     pub(super) idempotency_key: String,
+    #[serde(deserialize_with = "object")]
     pub(super) subject: Subject,
+    #[serde(deserialize_with = "object")]
     pub(super) action: Action,
+    #[serde(deserialize_with = "object")]
     pub(super) actual: Amount,
     #[serde(default)]
     pub(super) overage_policy: Option<OveragePolicy>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "object_or_none")]
     pub(super) metrics: Option<Metrics>,
     #[serde(default)]
     pub(super) client_time_ms: Option<u64>,

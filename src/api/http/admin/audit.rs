@@ -6,9 +6,8 @@ use serde_json::Value;
 
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
-use super::super::runtime::limit;
 use super::super::{Gateway, translate};
-use super::{Done, Params, ROWS_MAX, iso, params};
+use super::{Done, Params, iso, limit, must_not_ask, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::ledger_server::Ledger as _;
@@ -19,6 +18,13 @@ pub(super) struct Filters {
     operation: Option<String>,
     from: Option<String>,
     to: Option<String>,
+    resource_type: Option<String>,
+    error_code: Option<String>,
+    status_min: Option<String>,
+    status_max: Option<String>,
+    trace_id: Option<String>,
+    request_id: Option<String>,
+    search: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -97,6 +103,15 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::Audit).await?;
     let filters = params(filters)?;
+    must_not_ask(&[
+        ("resource_type", &filters.resource_type),
+        ("error_code", &filters.error_code),
+        ("status_min", &filters.status_min),
+        ("status_max", &filters.status_max),
+        ("trace_id", &filters.trace_id),
+        ("request_id", &filters.request_id),
+        ("search", &filters.search),
+    ])?;
     let tenant = filters.tenant_id.filter(|tenant| !tenant.is_empty());
     if tenant.is_none() && asker.tenant().is_empty() {
         return Err(Fault::field("tenant_id", "given with an operator's key"));
@@ -121,7 +136,7 @@ pub(super) async fn list(
         start_time: translate::time("from", filters.from.as_ref())?,
         end_time: translate::time("to", filters.to.as_ref())?,
         descending: true,
-        page_size: limit(filters.limit.as_ref(), ROWS_MAX)?,
+        page_size: limit(filters.limit.as_ref())?,
         page_token: filters.cursor.unwrap_or_default(),
         ..proto::ListEntriesRequest::default()
     };

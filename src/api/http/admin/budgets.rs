@@ -7,10 +7,11 @@ use serde_json::Value;
 
 use super::super::call::{Answer, Asker, Call};
 use super::super::problem::Fault;
-use super::super::runtime::{fresh_key, limit};
-use super::super::strict::Free;
+use super::super::runtime::fresh_key;
+use super::super::strict::{Free, object, object_or_none};
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, ROWS_MAX, iso, must_be_absent, params};
+use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
+use crate::domain::id::IdempotencyKey;
 use crate::domain::permission::Permission;
 use crate::domain::request::Digest;
 use crate::domain::scope::Scope;
@@ -23,7 +24,9 @@ use crate::proto::provisioning_server::Provisioning as _;
 pub(super) struct Given {
     scope: String,
     unit: wire::Unit,
+    #[serde(deserialize_with = "object")]
     allocated: wire::Amount,
+    #[serde(default, deserialize_with = "object_or_none")]
     overdraft_limit: Option<wire::Amount>,
     tenant_id: Option<String>,
     rollover_policy: Option<RolloverPolicy>,
@@ -291,6 +294,7 @@ pub(super) async fn look_up(
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Change {
+    #[serde(default, deserialize_with = "object_or_none")]
     overdraft_limit: Option<wire::Amount>,
     commit_overage_policy: Option<Value>,
     #[serde(rename = "metadata")]
@@ -383,7 +387,9 @@ async fn turn(
 #[serde(deny_unknown_fields)]
 struct Fund {
     operation: Operation,
+    #[serde(deserialize_with = "object")]
     amount: wire::Amount,
+    #[serde(default, deserialize_with = "object_or_none")]
     spent: Option<wire::Amount>,
     reason: Option<String>,
     idempotency_key: Option<String>,
@@ -465,8 +471,13 @@ pub(super) async fn fund(
     let key = call.key_or(given.idempotency_key, fresh_key);
     let reason = given.reason.unwrap_or_default();
     let amount = given.amount.amount;
+    IdempotencyKey::parse(&key)
+        .map_err(|error| Fault::field("idempotency_key", &error.to_string()))?;
     let one = |operation, amount, part: &str| Step {
-        key: format!("{key}{part}"),
+        key: match part {
+            "" => key.clone(),
+            part => Digest::of(format!("{key}\0{part}").as_bytes()).to_string(),
+        },
         operation,
         amount,
         reason: &reason,
@@ -488,7 +499,7 @@ pub(super) async fn fund(
             let spent = given.spent.map_or(0, |spent| spent.amount);
             let before = named.find(&gateway, &asker).await?;
             let allocate = one(To::Reset, amount, "");
-            let spend = one(To::ResetSpent, spent, ":spent");
+            let spend = one(To::ResetSpent, spent, "spent");
             let (one, other) = match spent > before.spent.amount {
                 true => (spend, allocate),
                 false => (allocate, spend),
@@ -508,7 +519,7 @@ pub(super) async fn fund(
                         &gateway,
                         &asker,
                         &named,
-                        one(To::Credit, surplus, ":surplus"),
+                        one(To::Credit, surplus, "surplus"),
                     )
                     .await?
                 }
@@ -543,6 +554,9 @@ pub(super) struct Filters {
     scope_prefix: Option<String>,
     unit: Option<String>,
     status: Option<String>,
+    search: Option<String>,
+    sort_by: Option<String>,
+    sort_dir: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -585,6 +599,11 @@ async fn page(
     asker: &Asker,
     filters: Filters,
 ) -> Result<(Vec<BudgetLedger>, Option<String>), Fault> {
+    must_not_ask(&[
+        ("search", &filters.search),
+        ("sort_by", &filters.sort_by),
+        ("sort_dir", &filters.sort_dir),
+    ])?;
     let prefix = filters
         .scope_prefix
         .unwrap_or_default()
@@ -614,7 +633,7 @@ async fn page(
     }
     let message = proto::ListBalancesRequest {
         tenant: tenant.unwrap_or_default(),
-        page_size: limit(filters.limit.as_ref(), ROWS_MAX)?,
+        page_size: limit(filters.limit.as_ref())?,
         page_token: filters.cursor.unwrap_or_default(),
         include_unopened: true,
         ..proto::ListBalancesRequest::default()

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::super::Gateway;
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
-use super::super::runtime::{fresh_key, limit};
+use super::super::runtime::fresh_key;
 use super::super::strict::Free;
-use super::{Done, Params, ROWS_MAX, iso, params};
+use super::{Done, Params, iso, limit, must_not_ask, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
@@ -173,6 +173,9 @@ fn held(permission: proto::Permission) -> Option<Permission> {
 pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
     let asker = gateway.either(&call, Permission::ManageKeys).await?;
     let given: Given = gateway.json(&call, body).await?;
+    if given.name.trim().is_empty() {
+        return Err(Fault::field("name", "1 to 256 characters"));
+    }
     let asked = given.permissions.unwrap_or_default();
     let asked = match asked.is_empty() {
         true => DEFAULT.map(str::to_owned).to_vec(),
@@ -237,6 +240,10 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
 #[derive(Debug, Deserialize)]
 pub(super) struct Filters {
     tenant_id: Option<String>,
+    status: Option<String>,
+    search: Option<String>,
+    sort_by: Option<String>,
+    sort_dir: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -248,9 +255,20 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::ManageKeys).await?;
     let filters = params(filters)?;
+    must_not_ask(&[
+        ("search", &filters.search),
+        ("sort_by", &filters.sort_by),
+        ("sort_dir", &filters.sort_dir),
+    ])?;
+    let status = filters.status.filter(|status| !status.is_empty());
+    if let Some(status) = &status
+        && !["ACTIVE", "REVOKED", "EXPIRED"].contains(&status.as_str())
+    {
+        return Err(Fault::field("status", "one of ACTIVE, REVOKED, EXPIRED"));
+    }
     let message = proto::ListApiKeysRequest {
         tenant: filters.tenant_id.unwrap_or_default(),
-        page_size: limit(filters.limit.as_ref(), ROWS_MAX)?,
+        page_size: limit(filters.limit.as_ref())?,
         page_token: filters.cursor.unwrap_or_default(),
     };
     let page = gateway
@@ -259,7 +277,12 @@ pub(super) async fn list(
         .await?;
     let page = page.into_inner();
     Answer::new(&Keys {
-        keys: page.api_keys.into_iter().map(worded).collect(),
+        keys: page
+            .api_keys
+            .into_iter()
+            .map(worded)
+            .filter(|key| status.as_ref().is_none_or(|status| key.status == status))
+            .collect(),
         has_more: !page.next_page_token.is_empty(),
         next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
     })

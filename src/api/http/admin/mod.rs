@@ -27,6 +27,11 @@ type Params<T> = Result<Query<T>, QueryRejection>;
 /// Most rows of a page.
 const ROWS_MAX: i32 = 100;
 
+/// How many rows a page has; out of bounds the nearest that is within, as in the original.
+fn limit(limit: Option<&String>) -> Result<i32, Fault> {
+    Ok(super::runtime::rows(limit)?.map_or(ROWS_MAX, |rows| rows.clamp(1, ROWS_MAX)))
+}
+
 pub(super) fn routes() -> Router<Gateway> {
     let mut routes = Router::new()
         .route(
@@ -38,7 +43,10 @@ pub(super) fn routes() -> Router<Gateway> {
             get(tenants::look_up).patch(tenants::update),
         )
         .route("/v1/admin/api-keys", post(keys::create).get(keys::list))
-        .route("/v1/admin/api-keys/{id}", delete(keys::revoke))
+        .route(
+            "/v1/admin/api-keys/{id}",
+            delete(keys::revoke).patch(left_out),
+        )
         .route(
             "/v1/admin/budgets",
             post(budgets::create)
@@ -89,6 +97,14 @@ fn params<T>(given: Params<T>) -> Result<T, Fault> {
 fn must_be_absent(fields: &[(&str, &Option<Value>)]) -> Result<(), Fault> {
     match fields.iter().find(|(_, given)| given.is_some()) {
         Some((field, _)) => Err(Fault::not_implemented(&format!("the field {field}"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses filters and orders that are not served: a list without them would be another.
+fn must_not_ask(filters: &[(&str, &Option<String>)]) -> Result<(), Fault> {
+    match filters.iter().find(|(_, given)| given.is_some()) {
+        Some((name, _)) => Err(Fault::not_implemented(&format!("the parameter {name}"))),
         None => Ok(()),
     }
 }

@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use super::super::call::{Answer, Asker, Call};
 use super::super::problem::Fault;
-use super::super::runtime::{fresh_key, limit};
+use super::super::runtime::fresh_key;
 use super::super::strict::Free;
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, ROWS_MAX, iso, must_be_absent, params};
+use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
@@ -34,9 +34,10 @@ pub(super) struct Given {
     _metadata: Option<Free>,
 }
 
+/// Whether its agents may act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Status {
+pub(super) enum Status {
     Active,
     Suspended,
     Closed,
@@ -165,8 +166,13 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
     let given: Given = gateway.json(&call, body).await?;
     must_be_absent(&[("parent_tenant_id", &given.parent_tenant_id)])?;
     let id = given.tenant_id.clone();
-    let id = id.filter(|id| !id.is_empty());
-    let id = id.ok_or_else(|| Fault::field("tenant_id", "given"))?;
+    let is_id = |id: &String| {
+        let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (3..=64).contains(&id.len()) && id.bytes().all(known)
+    };
+    let id = id.filter(is_id);
+    let wants = "3 to 64 characters of a-z, 0-9, '-'";
+    let id = id.ok_or_else(|| Fault::field("tenant_id", wants))?;
     let name = given.name.clone().filter(|name| !name.trim().is_empty());
     let name = name.ok_or_else(|| Fault::field("name", "given"))?;
     if given.status.is_some_and(|status| status != Status::Active) {
@@ -214,7 +220,24 @@ pub(super) async fn update(
     if given.tenant_id.as_ref().is_some_and(|named| *named != id) {
         return Err(Fault::field("tenant_id", "that of the path, or absent"));
     }
-    let (tenant, mask) = settled(given, find(&gateway, &asker, &id).await?);
+    if given
+        .name
+        .as_ref()
+        .is_some_and(|name| name.trim().is_empty())
+    {
+        return Err(Fault::field("name", "1 to 256 characters, or absent"));
+    }
+    let stands = find(&gateway, &asker, &id).await?;
+    let native = stands.cycles_compatible.is_none();
+    let (tenant, mask) = settled(given, stands);
+    // It would give up default-deny with them.
+    if native && mask.iter().any(|field| field == "cycles_compatible") {
+        return Err(Fault::new(
+            axum::http::StatusCode::CONFLICT,
+            "INVALID_REQUEST",
+            "ttl and extensions are set only for tenants that are cycles_compatible",
+        ));
+    }
     if mask.is_empty() {
         return Err(Fault::invalid(
             "Validation failed: nothing is to be changed",
@@ -244,17 +267,32 @@ pub(super) async fn look_up(
 }
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Pages {
+pub(super) struct Filters {
+    status: Option<Status>,
     limit: Option<String>,
     cursor: Option<String>,
+    parent_tenant_id: Option<String>,
+    search: Option<String>,
+    sort_by: Option<String>,
+    sort_dir: Option<String>,
 }
 
-pub(super) async fn list(State(gateway): State<Gateway>, call: Call, pages: Params<Pages>) -> Done {
+pub(super) async fn list(
+    State(gateway): State<Gateway>,
+    call: Call,
+    filters: Params<Filters>,
+) -> Done {
     let asker = gateway.either(&call, Permission::Read).await?;
-    let pages = params(pages)?;
+    let filters = params(filters)?;
+    must_not_ask(&[
+        ("parent_tenant_id", &filters.parent_tenant_id),
+        ("search", &filters.search),
+        ("sort_by", &filters.sort_by),
+        ("sort_dir", &filters.sort_dir),
+    ])?;
     let message = proto::ListTenantsRequest {
-        page_size: limit(pages.limit.as_ref(), ROWS_MAX)?,
-        page_token: pages.cursor.unwrap_or_default(),
+        page_size: limit(filters.limit.as_ref())?,
+        page_token: filters.cursor.unwrap_or_default(),
     };
     let page = gateway
         .services
@@ -262,7 +300,12 @@ pub(super) async fn list(State(gateway): State<Gateway>, call: Call, pages: Para
         .await?;
     let page = page.into_inner();
     Answer::new(&Tenants {
-        tenants: page.tenants.into_iter().map(worded).collect(),
+        tenants: page
+            .tenants
+            .into_iter()
+            .map(worded)
+            .filter(|tenant| filters.status.is_none_or(|status| tenant.status == status))
+            .collect(),
         has_more: !page.next_page_token.is_empty(),
         next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
     })
