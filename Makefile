@@ -30,6 +30,9 @@ test: deps lint
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/support-agent/demo.sh
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/policy/run.sh
 	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/approval-gate/demo.sh
+	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit examples/cycles-support-agent/demo.sh
+	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit tests/cycles/run.sh
+	PYTHON=$(PYTHON) REMIT_BIN=target/debug/remit tests/cycles/schemathesis.sh
 
 bench: deps build
 	target/release/remit bench --scenario table

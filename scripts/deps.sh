@@ -32,6 +32,8 @@ if ! command -v cargo >/dev/null; then
 fi
 command -v cc >/dev/null || install "a C linker is missing" gcc libc6-dev
 
+command -v curl >/dev/null || install "curl is missing" curl ca-certificates
+
 have_postgres() {
     command -v postgres >/dev/null && command -v initdb >/dev/null && return
     compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null ||
@@ -55,7 +57,10 @@ if [ ! -x .venv/bin/python ]; then
         python3 -m venv .venv
     }
 fi
-if ! cmp -s examples/support-agent/requirements.txt .venv/requirements.installed; then
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r examples/support-agent/requirements.txt
-    cp examples/support-agent/requirements.txt .venv/requirements.installed
+wanted="examples/support-agent/requirements.txt examples/cycles-support-agent/requirements.txt
+tests/cycles/requirements.txt"
+if ! cat $wanted | cmp -s - .venv/requirements.installed; then
+    # Unquoted: three names.
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check $(printf -- '-r %s ' $wanted)
+    cat $wanted >.venv/requirements.installed
 fi

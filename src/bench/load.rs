@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::gateway::{Failed, Gateway};
 use super::world::{ACTUAL, ESTIMATE, Loaded, action, points, request};
 use crate::proto::authority_client::AuthorityClient;
 use crate::proto::{CommitRequest, DecideRequest, Decision, ReleaseRequest, ReserveRequest};
@@ -40,6 +41,15 @@ pub(super) struct Load {
     pub(super) rate: Option<u32>,
 }
 
+/// By which door the callers come.
+#[derive(Debug, Clone)]
+pub(super) enum Door {
+    /// On these connections.
+    Grpc(Vec<Channel>),
+    /// Reserve and settle alone.
+    Http(Gateway),
+}
+
 /// Phases of a measurement, in an [`AtomicU8`].
 const WARMUP: u8 = 0;
 const MEASURED: u8 = 1;
@@ -47,6 +57,9 @@ const OVER: u8 = 2;
 
 /// Most calls in work with a rate: what comes beyond is not sent, and counted.
 const IN_FLIGHT_MAX: usize = 20_000;
+
+/// How long a caller waits who was refused and not told for how long.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The name under which refusals for want of room are counted.
 pub(super) const REFUSED: &str = "refused";
@@ -114,7 +127,7 @@ fn micros(since: Instant) -> u64 {
 /// What all callers of one measurement share.
 #[derive(Debug)]
 struct Field {
-    channels: Vec<Channel>,
+    door: Door,
     tenants: Vec<Arc<Loaded>>,
     mix: Mix,
     phase: AtomicU8,
@@ -125,7 +138,7 @@ struct Field {
 /// Runs a load; `begun` and `ended` are called around the measured time.
 pub(super) async fn run<B, E, T>(
     load: Load,
-    channels: Vec<Channel>,
+    door: Door,
     tenants: Vec<Arc<Loaded>>,
     begun: impl FnOnce() -> B,
     ended: impl FnOnce(B::Output) -> E,
@@ -135,7 +148,7 @@ where
     E: Future<Output = T>,
 {
     let field = Arc::new(Field {
-        channels,
+        door,
         tenants,
         mix: load.mix,
         phase: AtomicU8::new(WARMUP),
@@ -200,10 +213,17 @@ async fn on_schedule(field: Arc<Field>, rate: u32) -> Tally {
     tally
 }
 
+/// How one caller speaks.
+#[derive(Clone)]
+enum Client {
+    Grpc(AuthorityClient<Channel>),
+    Http(Gateway),
+}
+
 /// One caller.
 struct Caller {
     field: Arc<Field>,
-    client: AuthorityClient<Channel>,
+    client: Client,
     number: usize,
     turn: u64,
     /// Of splitmix64.
@@ -221,9 +241,15 @@ enum Unanswered {
 
 impl Caller {
     fn new(field: Arc<Field>, number: usize) -> Self {
-        let channel = field.channels[number % field.channels.len()].clone();
+        let client = match &field.door {
+            Door::Grpc(channels) => {
+                let channel = channels[number % channels.len()].clone();
+                Client::Grpc(AuthorityClient::new(channel))
+            }
+            Door::Http(gateway) => Client::Http(gateway.clone()),
+        };
         Self {
-            client: AuthorityClient::new(channel),
+            client,
             number,
             turn: 0,
             random: number as u64,
@@ -296,13 +322,28 @@ impl Caller {
             estimates: points(ESTIMATE),
             ..DecideRequest::default()
         };
+        let Client::Grpc(client) = &mut self.client else {
+            self.part.fail("the gateway records every decision".into());
+            return Err(Unanswered::Failed);
+        };
         let begun = Instant::now();
-        let answer = self.client.decide(request(&tenant.bearer, message)).await;
+        let answer = client.decide(request(&tenant.bearer, message)).await;
         let answer = self.took("Decide", begun, answer)?;
         self.expect(answer.decision(), Decision::Allow)
     }
 
     async fn reserve(&mut self, tenant: &Loaded, wanted: Decision) -> Result<String, Unanswered> {
+        let mut client = match &self.client {
+            Client::Grpc(client) => client.clone(),
+            Client::Http(gateway) => {
+                let gateway = gateway.clone();
+                let begun = Instant::now();
+                let held = gateway.reserve(tenant, &self.key("reserve")).await;
+                let held = self.heard("Reserve", begun, held)?;
+                tenant.entries.fetch_add(1, Ordering::Relaxed);
+                return Ok(held);
+            }
+        };
         let message = ReserveRequest {
             idempotency_key: self.key("reserve"),
             subject: Some(tenant.subject.clone()),
@@ -311,7 +352,7 @@ impl Caller {
             ..ReserveRequest::default()
         };
         let begun = Instant::now();
-        let answer = self.client.reserve(request(&tenant.bearer, message)).await;
+        let answer = client.reserve(request(&tenant.bearer, message)).await;
         let answer = self.took("Reserve", begun, answer)?;
         tenant.entries.fetch_add(1, Ordering::Relaxed);
         self.expect(answer.decision(), wanted)?;
@@ -326,7 +367,11 @@ impl Caller {
         commit: bool,
     ) -> Result<(), Unanswered> {
         loop {
-            let settled = if commit {
+            let settled = if let Client::Http(gateway) = &self.client {
+                let gateway = gateway.clone();
+                self.settle_over_http(&gateway, tenant, reservation, commit)
+                    .await
+            } else if commit {
                 self.commit(tenant, reservation).await
             } else {
                 self.release(tenant, reservation).await
@@ -338,7 +383,27 @@ impl Caller {
         }
     }
 
+    async fn settle_over_http(
+        &mut self,
+        gateway: &Gateway,
+        tenant: &Loaded,
+        reservation: &str,
+        commit: bool,
+    ) -> Result<(), Unanswered> {
+        let begun = Instant::now();
+        let key = self.key("settle");
+        let settled = gateway.settle(tenant, reservation, &key, commit).await;
+        self.heard(if commit { "Commit" } else { "Release" }, begun, settled)?;
+        tenant.entries.fetch_add(1, Ordering::Relaxed);
+        let committed = i64::from(commit);
+        tenant.committed.fetch_add(committed, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn commit(&mut self, tenant: &Loaded, reservation: &str) -> Result<(), Unanswered> {
+        let Client::Grpc(mut client) = self.client.clone() else {
+            return Err(Unanswered::Failed);
+        };
         let message = CommitRequest {
             idempotency_key: self.key("commit"),
             reservation_id: reservation.to_owned(),
@@ -346,7 +411,7 @@ impl Caller {
             ..CommitRequest::default()
         };
         let begun = Instant::now();
-        let answer = self.client.commit(request(&tenant.bearer, message)).await;
+        let answer = client.commit(request(&tenant.bearer, message)).await;
         self.took("Commit", begun, answer)?;
         tenant.entries.fetch_add(1, Ordering::Relaxed);
         tenant.committed.fetch_add(1, Ordering::Relaxed);
@@ -354,13 +419,16 @@ impl Caller {
     }
 
     async fn release(&mut self, tenant: &Loaded, reservation: &str) -> Result<(), Unanswered> {
+        let Client::Grpc(mut client) = self.client.clone() else {
+            return Err(Unanswered::Failed);
+        };
         let message = ReleaseRequest {
             idempotency_key: self.key("release"),
             reservation_id: reservation.to_owned(),
             ..ReleaseRequest::default()
         };
         let begun = Instant::now();
-        let answer = self.client.release(request(&tenant.bearer, message)).await;
+        let answer = client.release(request(&tenant.bearer, message)).await;
         self.took("Release", begun, answer)?;
         tenant.entries.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -375,6 +443,34 @@ impl Caller {
         Err(Unanswered::Failed)
     }
 
+    /// Notes how long an answer of the gateway took.
+    fn heard<T>(
+        &mut self,
+        rpc: &'static str,
+        begun: Instant,
+        answer: Result<T, Failed>,
+    ) -> Result<T, Unanswered> {
+        let measured = self.field.phase.load(Ordering::Relaxed) == MEASURED;
+        match answer {
+            Ok(answer) => {
+                if measured {
+                    self.part.latencies.push((rpc, micros(begun)));
+                }
+                Ok(answer)
+            }
+            Err(Failed::Refused) => {
+                if measured {
+                    self.part.latencies.push((REFUSED, micros(begun)));
+                }
+                Err(Unanswered::Refused(PATIENCE))
+            }
+            Err(Failed::Otherwise(error)) => {
+                self.part.fail(format!("{rpc}: {error}"));
+                Err(Unanswered::Failed)
+            }
+        }
+    }
+
     /// Notes how long an answer took.
     fn took<T>(
         &mut self,
@@ -382,8 +478,6 @@ impl Caller {
         begun: Instant,
         answer: Result<tonic::Response<T>, Status>,
     ) -> Result<T, Unanswered> {
-        const PATIENCE: Duration = Duration::from_millis(250);
-
         let measured = self.field.phase.load(Ordering::Relaxed) == MEASURED;
         match answer {
             Ok(answer) => {

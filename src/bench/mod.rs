@@ -1,4 +1,4 @@
-//! `remit bench`: a closed-loop gRPC load program. It measures a server as its
+//! `remit bench`: a closed-loop load program, by gRPC and through the gateway. It measures a server as its
 //! callers see it, counts the processor time of all who take part, and afterwards
 //! checks that every balance and every chain agrees with the answers it was given.
 //!
@@ -11,6 +11,7 @@
 )]
 
 mod fill;
+mod gateway;
 mod load;
 mod remote;
 mod report;

@@ -8,7 +8,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
 use super::args::BenchArgs;
-use super::load;
+use super::load::{self, Door};
 use super::report::{Printer, Row};
 use super::usage;
 use super::world::{self, Chains};
@@ -72,7 +72,8 @@ pub(super) async fn run(args: &BenchArgs, client: &ClientConfig) -> anyhow::Resu
     let ended = async |(before, at): (usage::Usage, Instant)| {
         (usage::read(&[], None).since(before), at.elapsed())
     };
-    let (tally, (used, took)) = load::run(load, channels, tenants.clone(), begun, ended).await?;
+    let (tally, (used, took)) =
+        load::run(load, Door::Grpc(channels), tenants.clone(), begun, ended).await?;
     let mut row = Row::of(args.what(), &load, tenants.len(), took, &tally)?;
     row.cpu_load = used.load.as_secs_f64();
     row.cpu_others = used.others().as_secs_f64();

@@ -30,6 +30,8 @@ pub(super) struct Server {
     child: Child,
     pub(super) pid: u32,
     pub(super) address: String,
+    /// Where the gateway listens.
+    pub(super) gateway: String,
     metrics: String,
 }
 
@@ -87,9 +89,11 @@ impl Rig {
         let number = self.servers.len();
         let file = |name: &str| self.folder.join(format!("{name}-{number}"));
         let (address, metrics) = (file("address"), file("metrics"));
+        let gateway = file("gateway");
         // Of an earlier run in the same folder.
         let _ = std::fs::remove_file(&address);
         let _ = std::fs::remove_file(&metrics);
+        let _ = std::fs::remove_file(&gateway);
         let key = self.folder.join("operator.key");
         let mut command = Command::new(std::env::current_exe()?);
         for (name, _) in std::env::vars_os() {
@@ -104,6 +108,14 @@ impl Rig {
             .arg(&address)
             .arg("--metrics-port-file")
             .arg(&metrics)
+            .args([
+                "--cycles-listen",
+                "127.0.0.1:0",
+                "--cycles-admin-listen",
+                "none",
+            ])
+            .arg("--cycles-port-file")
+            .arg(&gateway)
             .arg("--bootstrap-key-file")
             .arg(&key)
             .args(["--database-url", &self.opened.service_url])
@@ -116,10 +128,12 @@ impl Rig {
         let pid = child.id().context("the server ended at once")?;
         let address = written(&address).await?;
         let metrics = written(&metrics).await?;
+        let gateway = written(&gateway).await?;
         self.servers.push(Server {
             child,
             pid,
             address,
+            gateway,
             metrics,
         });
         let key = std::fs::read_to_string(key).context("the operator's key")?;

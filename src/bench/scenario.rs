@@ -11,7 +11,8 @@ use tonic::transport::Channel;
 
 use super::args::BenchArgs;
 use super::fill;
-use super::load::{self, Load, Mix, REFUSED};
+use super::gateway::Gateway;
+use super::load::{self, Door, Load, Mix, REFUSED};
 use super::remote;
 use super::report::{Printer, Row};
 use super::rig::{Rig, Settings};
@@ -26,7 +27,8 @@ pub(super) enum Scenario {
     /// One row, as the other settings say.
     Run,
     /// The standard table: 1, 8, 64 and 256 callers, on one hot chain and on 1,000
-    /// tenants, with batches and limited to batches of one, interleaved.
+    /// tenants, with batches and limited to batches of one, interleaved; and the hot chain
+    /// through the gateway beside gRPC.
     Table,
     /// 1, 2 and 4 server processes on one database, one hot chain and 1,000 tenants.
     Processes,
@@ -35,6 +37,8 @@ pub(super) enum Scenario {
     /// One hot chain without rules, with a catalogue and 20 rules, and with counts of what
     /// agents did of late, interleaved.
     Policy,
+    /// The hot chain by gRPC and over HTTP through the gateway, interleaved.
+    Gateway,
     /// 10⁵, 10⁶ and 10⁷ ledger entries, 10⁵ tenants. Needs 40 GB and half an hour.
     Growth,
 }
@@ -136,11 +140,30 @@ impl Bench {
         servers: Servers,
         load: Load,
     ) -> anyhow::Result<Row> {
-        let servers = &self.rig.servers[servers.from..servers.from + servers.count];
+        let own = &self.rig.servers[servers.from..servers.from + servers.count];
         let mut channels = Vec::new();
-        for number in 0..self.connections.min(load.clients).max(servers.len()) {
-            channels.push(connect(&servers[number % servers.len()].address).await?);
+        for number in 0..self.connections.min(load.clients).max(own.len()) {
+            channels.push(connect(&own[number % own.len()].address).await?);
         }
+        let door = Door::Grpc(channels);
+        self.measure_by(door, what, on, servers, load).await
+    }
+
+    /// The same through the gateway of the first server.
+    async fn measure_http(&self, what: String, on: On, load: Load) -> anyhow::Result<Row> {
+        let door = Door::Http(Gateway::new(&self.rig.servers[0].gateway)?);
+        self.measure_by(door, what, on, alone(0), load).await
+    }
+
+    async fn measure_by(
+        &self,
+        door: Door,
+        what: String,
+        on: On,
+        servers: Servers,
+        load: Load,
+    ) -> anyhow::Result<Row> {
+        let servers = &self.rig.servers[servers.from..servers.from + servers.count];
         let tenants = self.tenants(on);
         let counters = async || {
             let (mut batches, mut commands, mut redone) = (0, 0, 0);
@@ -165,7 +188,7 @@ impl Bench {
             let counted = (now.0 - counted.0, now.1 - counted.1, now.2 - counted.2);
             anyhow::Ok((counted, used, took, resident))
         };
-        let (tally, ended) = load::run(load, channels, tenants.clone(), begun, ended).await?;
+        let (tally, ended) = load::run(load, door, tenants.clone(), begun, ended).await?;
         let (counted, used, took, resident_mib) = ended?;
         let row = Row::of(what, &load, tenants.len(), took, &tally)?;
         let channel = connect(&servers[0].address).await?;
@@ -249,6 +272,7 @@ pub(super) async fn run(args: &BenchArgs) -> anyhow::Result<()> {
         Scenario::Processes => processes(args, &printer).await,
         Scenario::Overload => overload(args, &printer).await,
         Scenario::Policy => policy(args, &printer).await,
+        Scenario::Gateway => gateway(args, &printer).await,
         Scenario::Growth => growth(args, &printer).await,
     }
 }
@@ -311,6 +335,32 @@ async fn table(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
     }
     printer.say(&ratios.join("\n"));
+    doors(&bench, args, printer).await?;
+    bench.finish(printer).await
+}
+
+/// The hot chain by gRPC and through the gateway, in turns.
+async fn doors(bench: &Bench, args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
+    for clients in [1, 64] {
+        let (mut grpc, mut http) = (Vec::new(), Vec::new());
+        for _ in 0..args.rounds {
+            let what = format!("hot chain, {clients} clients, gRPC");
+            let load = args.load(clients);
+            grpc.push(bench.measure(what, On::Hot, alone(0), load).await?);
+            let what = format!("hot chain, {clients} clients, HTTP");
+            http.push(bench.measure_http(what, On::Hot, load).await?);
+        }
+        for rows in [grpc, http] {
+            printer.row(&Row::median(rows).context("at least one round")?)?;
+        }
+    }
+    Ok(())
+}
+
+async fn gateway(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
+    let bench = Bench::start(args.data_dir.as_deref(), args, &[args.settings()], 0).await?;
+    printer.heading();
+    doors(&bench, args, printer).await?;
     bench.finish(printer).await
 }
 

@@ -290,6 +290,12 @@ pub(super) trait Chains {
 }
 
 impl Loaded {
+    /// The key by itself.
+    pub(super) fn key(&self) -> &str {
+        let bearer = self.bearer.to_str().unwrap_or_default();
+        bearer.strip_prefix("Bearer ").unwrap_or_default()
+    }
+
     /// Notes what is there before the load.
     pub(super) async fn note(
         &mut self,

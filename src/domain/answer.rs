@@ -47,6 +47,8 @@ impl BalanceView {
 
     /// A balance as it was after an entry.
     pub fn at(balance: &Balance, budget: &Budget, amounts: After) -> Self {
+        let limit = budget.terms.overdraft_limit;
+        let indebted = limit > Amount::ZERO && amounts.3 > limit;
         Self {
             scope: balance.scope.clone(),
             budget_scope: budget.scope.text().clone(),
@@ -55,7 +57,7 @@ impl BalanceView {
             window: balance.window,
             amounts,
             overdraft_limit: budget.terms.overdraft_limit,
-            over_limit: balance.is_over_limit(budget),
+            over_limit: balance.is_over_limit(budget) || indebted,
             state: budget.terms.state,
         }
     }

@@ -221,7 +221,8 @@ impl From<Status> for Fault {
                 .iter()
                 .map(|one| format!("{}: {}", translate::field(&one.field), one.description))
                 .collect();
-            fault.message = format!("Validation failed: {}", named.join("; "));
+            let named = named.join("; ").replace("next_page_token", "next_cursor");
+            fault.message = format!("Validation failed: {named}");
         }
         fault.retry_after = details.retry_info().and_then(|retry| retry.retry_delay);
         if let Some(retry_after) = fault.retry_after {

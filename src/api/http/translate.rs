@@ -224,8 +224,10 @@ pub(super) fn subject(
             Err(_) => format!("sha256-{}", Digest::of(value.as_bytes())),
         };
         // No scope can say any other name, so that no budget can hang on it.
-        if dimension_key(&name).is_ok() {
-            subject.dimensions.entry(name).or_insert(coordinate);
+        let told = dimension_key(&name).is_ok();
+        if told && subject.dimensions.insert(name, coordinate).is_some() {
+            let wants = "named once each, whatever the case";
+            return Err(Fault::field("subject.dimensions", wants));
         }
     }
     let as_given = |(key, value): (&String, &String)| subject.dimensions.get(key) == Some(value);

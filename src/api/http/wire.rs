@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::strict::{Free, object, object_or_none, texts_or_none};
+use super::strict::{Free, object, object_or_none, texts_or_none, word, word_or_none};
 
 /// Who acts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,7 @@ pub(super) struct Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Amount {
+    #[serde(deserialize_with = "word")]
     pub(super) unit: Unit,
     pub(super) amount: i64,
 }
@@ -116,7 +117,7 @@ pub(super) struct Reserve {
     pub(super) ttl_ms: Option<u64>,
     #[serde(default)]
     pub(super) grace_period_ms: Option<u64>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "word_or_none")]
     pub(super) overage_policy: Option<OveragePolicy>,
     #[serde(default)]
     pub(super) dry_run: Option<bool>,
@@ -167,7 +168,7 @@ pub(super) struct Event {
     pub(super) action: Action,
     #[serde(deserialize_with = "object")]
     pub(super) actual: Amount,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "word_or_none")]
     pub(super) overage_policy: Option<OveragePolicy>,
     #[serde(default, deserialize_with = "object_or_none")]
     pub(super) metrics: Option<Metrics>,

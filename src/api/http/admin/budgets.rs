@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::super::call::{Answer, Asker, Call};
 use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
-use super::super::strict::{Free, object, object_or_none};
+use super::super::strict::{Free, object, object_or_none, word, word_or_none};
 use super::super::{Gateway, translate, wire};
 use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
 use crate::domain::id::IdempotencyKey;
@@ -23,12 +23,14 @@ use crate::proto::provisioning_server::Provisioning as _;
 #[serde(deny_unknown_fields)]
 pub(super) struct Given {
     scope: String,
+    #[serde(deserialize_with = "word")]
     unit: wire::Unit,
     #[serde(deserialize_with = "object")]
     allocated: wire::Amount,
     #[serde(default, deserialize_with = "object_or_none")]
     overdraft_limit: Option<wire::Amount>,
     tenant_id: Option<String>,
+    #[serde(default, deserialize_with = "word_or_none")]
     rollover_policy: Option<RolloverPolicy>,
     commit_overage_policy: Option<Value>,
     period_start: Option<Value>,
@@ -386,6 +388,7 @@ async fn turn(
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fund {
+    #[serde(deserialize_with = "word")]
     operation: Operation,
     #[serde(deserialize_with = "object")]
     amount: wire::Amount,

@@ -173,6 +173,10 @@ fn held(permission: proto::Permission) -> Option<Permission> {
 pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
     let asker = gateway.either(&call, Permission::ManageKeys).await?;
     let given: Given = gateway.json(&call, body).await?;
+    // Without a tenant it would be an operator's.
+    if given.tenant_id.is_empty() {
+        return Err(Fault::field("tenant_id", "given"));
+    }
     if given.name.trim().is_empty() {
         return Err(Fault::field("name", "1 to 256 characters"));
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::call::{Answer, Asker, Call};
 use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
-use super::super::strict::Free;
+use super::super::strict::{Free, word_or_none};
 use super::super::{Gateway, translate, wire};
 use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
 use crate::domain::permission::Permission;
@@ -22,12 +22,15 @@ use crate::proto::provisioning_server::Provisioning as _;
 pub(super) struct Given {
     tenant_id: Option<String>,
     name: Option<String>,
+    #[serde(default, deserialize_with = "word_or_none")]
     status: Option<Status>,
+    #[serde(default, deserialize_with = "word_or_none")]
     default_commit_overage_policy: Option<wire::OveragePolicy>,
     default_reservation_ttl_ms: Option<u64>,
     max_reservation_ttl_ms: Option<u64>,
     max_reservation_extensions: Option<i32>,
     parent_tenant_id: Option<Value>,
+    #[serde(default, deserialize_with = "word_or_none")]
     reservation_expiry_policy: Option<ExpiryPolicy>,
     /// Taken and kept nowhere.
     #[serde(rename = "metadata")]

@@ -1,0 +1,285 @@
+//! The gateway under fire: a tenant closed in mid-flight, kill -9, no database, TLS.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use remit::proto::*;
+use serde_json::{Value, json};
+
+use crate::policy::provision;
+use crate::support::*;
+
+const ACME: &str = "
+tenants: [{tenant: acme, cycles_compatible: {}}]
+budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 1000000}]
+";
+
+/// A client of the protocol.
+#[derive(Clone)]
+struct Agent {
+    client: reqwest::Client,
+    base: Arc<RwLock<String>>,
+    key: String,
+}
+
+impl Agent {
+    async fn of(world: &World) -> Self {
+        provision(&world.operator, ACME).await.expect("a plan");
+        let permissions = [Permission::Authority, Permission::Read];
+        Self {
+            client: reqwest::Client::new(),
+            base: Arc::new(RwLock::new(format!("http://{}", world.server.cycles))),
+            key: world.key("acme", &permissions, "").await,
+        }
+    }
+
+    /// Status and body, or nothing where the connection broke.
+    async fn post(&self, path: &str, body: &Value) -> Option<(u16, Value)> {
+        let url = format!("{}{path}", self.base.read().expect("not poisoned"));
+        let request = self
+            .client
+            .post(url)
+            .header("x-cycles-api-key", &self.key)
+            .header("content-type", "application/json")
+            .timeout(Duration::from_secs(20))
+            .body(body.to_string());
+        let answer = request.send().await.ok()?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await.ok()?;
+        let body = serde_json::from_str(&text);
+        Some((status, body.unwrap_or_else(|_| panic!("JSON: {text}"))))
+    }
+
+    /// Sends the same until it is answered otherwise than by a fault of the server's, as
+    /// the protocol's clients do.
+    async fn persist(&self, path: &str, body: &Value) -> (u16, Value) {
+        let begun = Instant::now();
+        loop {
+            match self.post(path, body).await {
+                Some((status, body)) if status < 500 => return (status, body),
+                _ => tokio::time::sleep(Duration::from_millis(30)).await,
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "no answer");
+        }
+    }
+}
+
+fn reservation(points: i64) -> Value {
+    json!({
+        "idempotency_key": unique("reserve"),
+        "subject": {"tenant": "acme", "agent": "bot"},
+        "action": {"kind": "tool.x", "name": "act"},
+        "estimate": {"unit": "RISK_POINTS", "amount": points},
+    })
+}
+
+fn actual(points: i64) -> Value {
+    json!({
+        "idempotency_key": unique("commit"),
+        "actual": {"unit": "RISK_POINTS", "amount": points},
+    })
+}
+
+fn id(body: &Value) -> &str {
+    body["reservation_id"].as_str().expect("a reservation")
+}
+
+async fn root(operator: &Client) -> Balance {
+    let request = ListBalancesRequest {
+        tenant: "acme".into(),
+        ..ListBalancesRequest::default()
+    };
+    let found = operator.clone().authority.list_balances(request).await;
+    found.expect("balances").into_inner().balances.remove(0)
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_closed_in_mid_flight_settles_nothing_more() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let told = Arc::new(Mutex::new((0_i64, 0_usize)));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (agent, told) = (agent.clone(), told.clone());
+        tasks.spawn(async move {
+            loop {
+                let (status, held) = agent.persist("/v1/reservations", &reservation(2)).await;
+                if status == 409 {
+                    assert_eq!(held["error"], "TENANT_CLOSED", "{held}");
+                    break;
+                }
+                assert_eq!(status, 200, "{held}");
+                let path = format!("/v1/reservations/{}/commit", id(&held));
+                let (status, settled) = agent.persist(&path, &actual(1)).await;
+                let mut told = told.lock().expect("not poisoned");
+                match status {
+                    200 => told.0 += 1,
+                    _ => {
+                        assert_eq!(settled["error"], "TENANT_CLOSED", "{settled}");
+                        told.1 += 1;
+                    }
+                }
+            }
+        });
+    }
+    while told.lock().expect("not poisoned").0 < 50 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let url = format!("http://{}/v1/admin/tenants/acme", world.server.cycles_admin);
+    let closed = agent
+        .client
+        .patch(url)
+        .header("x-admin-api-key", &world.server.key)
+        .header("content-type", "application/json")
+        .body(r#"{"status":"CLOSED"}"#);
+    let closed = closed.send().await.expect("an answer");
+    assert_eq!(closed.status(), 200);
+    tasks.join_all().await;
+    let (spent, cut) = *told.lock().expect("not poisoned");
+    let balance = root(&world.operator).await;
+    assert_eq!(balance.spent, spent);
+    assert_eq!(balance.reserved, 2 * cut as i64, "what was cut off lapses");
+    // A question is answered, not refused.
+    let mut question = reservation(1);
+    question["dry_run"] = true.into();
+    for path in ["/v1/reservations", "/v1/decide"] {
+        if path == "/v1/decide" {
+            question
+                .as_object_mut()
+                .expect("an object")
+                .remove("dry_run");
+        }
+        let (status, body) = agent.persist(path, &question).await;
+        let (decision, reason) = (&body["decision"], &body["reason_code"]);
+        assert_eq!(
+            (status, decision, reason),
+            (200, &json!("DENY"), &json!("TENANT_CLOSED"))
+        );
+    }
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn ten_kills_of_the_server_lose_and_double_nothing() {
+    let mut world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let told: Arc<Mutex<BTreeMap<String, i64>>> = Arc::default();
+    let stop = Arc::new(Mutex::new(false));
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let (agent, told, stop) = (agent.clone(), told.clone(), stop.clone());
+        tasks.spawn(async move {
+            while !*stop.lock().expect("not poisoned") {
+                let (status, held) = agent.persist("/v1/reservations", &reservation(2)).await;
+                assert_eq!(status, 200, "{held}");
+                let path = format!("/v1/reservations/{}/commit", id(&held));
+                let (status, settled) = agent.persist(&path, &actual(1)).await;
+                assert_eq!(
+                    (status, &settled["status"]),
+                    (200, &json!("COMMITTED")),
+                    "{settled}"
+                );
+                let before = told
+                    .lock()
+                    .expect("not poisoned")
+                    .insert(id(&held).to_owned(), 1);
+                assert_eq!(before, None, "one key, one hold");
+            }
+        });
+    }
+    let answered = || told.lock().expect("not poisoned").len();
+    for _ in 0..10 {
+        let (from, begun) = (answered(), Instant::now());
+        while answered() < from + 10 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "stuck");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        world.server.kill();
+        world.server.restart(&world.database).await;
+        *agent.base.write().expect("not poisoned") = format!("http://{}", world.server.cycles);
+    }
+    *stop.lock().expect("not poisoned") = true;
+    tasks.join_all().await;
+    let balance = root(&world.server.operator()).await;
+    assert_eq!(balance.spent, answered() as i64);
+    assert_eq!(balance.reserved, 0);
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn without_a_database_nothing_is_decided_and_health_says_so() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let (status, _) = agent.persist("/v1/reservations", &reservation(1)).await;
+    assert_eq!(status, 200);
+    let health = async || {
+        let url = format!("http://{}/actuator/health", world.server.cycles);
+        let answer = agent.client.get(url).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        (status, answer.text().await.expect("a body"))
+    };
+    assert_eq!(health().await, (200, r#"{"status":"UP"}"#.to_owned()));
+    // Stopped, not ended: it would be started again.
+    let postmaster = Pid::from_raw(world.database.postmaster().expect("a server"));
+    let processes = std::fs::read_dir("/proc").expect("processes");
+    let children = processes.filter_map(|entry| {
+        let stat = std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
+        let (pid, rest) = stat.split_once(' ')?;
+        let parent = rest.rsplit_once(')')?.1.split_whitespace().nth(1)?;
+        (parent.parse() == Ok(postmaster.as_raw())).then(|| pid.parse().ok().map(Pid::from_raw))?
+    });
+    let all: Vec<_> = children.chain([postmaster]).collect();
+    let send = |signal| {
+        for pid in &all {
+            kill(*pid, signal).expect("a process");
+        }
+    };
+    send(Signal::SIGSTOP);
+    let begun = Instant::now();
+    while health().await != (503, r#"{"status":"DOWN"}"#.to_owned()) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "still up");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let waiting = reservation(1);
+    let (status, body) = agent
+        .post("/v1/reservations", &waiting)
+        .await
+        .expect("an answer");
+    assert!((503..=504).contains(&status), "{status} {body}");
+    assert_eq!(body["error"], "INTERNAL_ERROR");
+    send(Signal::SIGCONT);
+    // The same request, once.
+    let (status, body) = agent.persist("/v1/reservations", &waiting).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(root(&world.operator).await.reserved, 2);
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn with_a_certificate_both_planes_speak_tls_alone() {
+    let database = Database::start().await;
+    let file = |name: &str| database.folder.path().join(name);
+    let (cert, key) = (file("cert.pem"), file("key.pem"));
+    std::fs::write(&cert, include_str!("tls/cert.pem")).expect("a file");
+    std::fs::write(&key, include_str!("tls/key.pem")).expect("a file");
+    let text = |path: &std::path::Path| path.to_str().expect("a path").to_owned();
+    let more = ["--tls-cert", &text(&cert), "--tls-key", &text(&key)].map(str::to_owned);
+    let more: Vec<_> = more.iter().map(String::as_str).collect();
+    let server = Server::start_with(&database, &more).await;
+    let trusted = reqwest::Certificate::from_pem(include_bytes!("tls/cert.pem"));
+    let client = reqwest::Client::builder()
+        .add_root_certificate(trusted.expect("a certificate"))
+        .build()
+        .expect("a client");
+    for address in [&server.cycles, &server.cycles_admin] {
+        let port = address.rsplit(':').next().expect("a port");
+        let url = format!("https://localhost:{port}/actuator/health");
+        let answer = client.get(url).send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        let plain = format!("http://localhost:{port}/actuator/health");
+        assert!(client.get(plain).send().await.is_err(), "no plain HTTP");
+    }
+}
