@@ -179,11 +179,15 @@ async fn rows(
         .clear());
     bad_reserve!("long action name", "action.name", |r| what(&mut r).name =
         "x".repeat(257));
-    bad_reserve!("action kind with a space", "action.kind", |r| what(
-        &mut r
-    )
-    .kind =
-        "a b".into());
+    bad_reserve!("action kind with a wildcard", "action.kind", |r| {
+        what(&mut r).kind = "tool.*".into();
+    });
+    bad_reserve!("action name of two lines", "action.name", |r| {
+        what(&mut r).name = "a\nb".into();
+    });
+    bad_reserve!("metadata of 20 KiB", "metadata", |r| {
+        r.metadata = (0..5).map(|n| (n.to_string(), "x".repeat(4_000))).collect();
+    });
     bad_reserve!("long arguments", "action.arguments", |r| {
         let json = format!("{{\"a\":\"{}\"}}", "x".repeat(70_000));
         what(&mut r).arguments = serde_json::from_str(&json).ok();
@@ -234,7 +238,7 @@ async fn rows(
         });
     });
     bad_reserve!("65 metadata", "metadata", |r| {
-        r.metadata = (0..17).map(|n| (n.to_string(), String::new())).collect();
+        r.metadata = (0..65).map(|n| (n.to_string(), String::new())).collect();
     });
     bad_reserve!("long metadata", "metadata[k]", |r| {
         r.metadata = [("k".to_owned(), "x".repeat(4_097))].into();

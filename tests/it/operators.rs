@@ -379,3 +379,129 @@ async fn expiring_credits_lapse_as_far_as_they_were_not_used() {
     assert_eq!((balance.allocated, balance.remaining), (Some(13), Some(9)));
     world.database.assert_intact();
 }
+
+#[tokio::test]
+async fn a_document_can_create_alone_or_change_some_fields_alone() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::Tokens, 10)]).await;
+    let mut provisioning = world.operator.clone().provisioning;
+    let document = |budgets| ProvisionRequest {
+        idempotency_key: unique("document"),
+        budgets,
+        ..ProvisionRequest::default()
+    };
+    // Of two that create the same budget one is refused, with all that it brings.
+    let mut second = document(vec![
+        budget("tenant:acme/agent:new", Unit::Tokens, 5),
+        budget("tenant:acme", Unit::Tokens, 99),
+    ]);
+    second.create_only = true;
+    let refused = provisioning.provision(second.clone()).await;
+    let refused = refused.expect_err("it exists");
+    assert_eq!(reason(&refused), "ALREADY_PROVISIONED");
+    assert_eq!(refused.code(), Code::AlreadyExists);
+    second.budgets.truncate(1);
+    let made = provisioning.provision(second.clone()).await;
+    assert_eq!(
+        kinds(&made.expect("a plan").into_inner()),
+        [ChangeKind::Created]
+    );
+    // How it is applied is a part of what a retry must repeat.
+    second.create_only = false;
+    let other = provisioning.provision(second).await.expect_err("another");
+    assert_eq!(reason(&other), "IDEMPOTENCY_MISMATCH");
+
+    // A freeze that does not restate the allocation does not change it.
+    let mut freeze = document(vec![Budget {
+        state: BudgetState::Frozen.into(),
+        ..budget("tenant:acme", Unit::Tokens, 0)
+    }]);
+    let only = |field: &str| {
+        Some(pbjson_types::FieldMask {
+            paths: vec![field.to_owned()],
+        })
+    };
+    freeze.update_mask = only("state");
+    let plan = provisioning.provision(freeze.clone()).await;
+    let plan = plan.expect("a plan").into_inner();
+    assert_eq!(plan.changes[0].details, ["state: ACTIVE -> FROZEN"]);
+    let named = GetBudgetRequest {
+        scope: "tenant:acme".into(),
+        unit: Unit::Tokens.into(),
+        ..GetBudgetRequest::default()
+    };
+    let budget_now = provisioning.get_budget(named).await.expect("a budget");
+    let budget_now = budget_now.into_inner().budget.expect("a budget");
+    assert_eq!(budget_now.limit, Some(budget::Limit::Allocation(10)));
+    assert_eq!(budget_now.state(), BudgetState::Frozen);
+
+    // What is not there can't be changed, and what is no field neither.
+    freeze.idempotency_key = unique("document");
+    freeze.budgets[0].scope = "tenant:acme/agent:nobody".into();
+    let missing = provisioning.provision(freeze.clone()).await;
+    assert_eq!(reason(&missing.expect_err("missing")), "BUDGET_NOT_FOUND");
+    freeze.update_mask = only("colour");
+    let unknown = provisioning.provision(freeze.clone()).await;
+    assert_eq!(unknown.expect_err("unknown").code(), Code::InvalidArgument);
+    freeze.update_mask = only("state");
+    freeze.create_only = true;
+    let both = provisioning.provision(freeze).await;
+    assert_eq!(both.expect_err("both").code(), Code::InvalidArgument);
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn budgets_that_nothing_has_touched_can_be_listed_as_they_will_open() {
+    let world = World::with_budgets(vec![
+        budget("tenant:acme", Unit::RiskPoints, 10),
+        budget("tenant:acme/agent:a", Unit::RiskPoints, 20),
+        budget("tenant:acme/agent:b", Unit::RiskPoints, 30),
+        budget("tenant:acme/run:*", Unit::RiskPoints, 40),
+    ])
+    .await;
+    let list = async |request: ListBalancesRequest| {
+        let mut authority = world.operator.clone().authority;
+        let answer = authority.list_balances(request).await.expect("balances");
+        answer.into_inner()
+    };
+    let all = ListBalancesRequest {
+        tenant: "acme".into(),
+        include_unopened: true,
+        page_size: 2,
+        ..ListBalancesRequest::default()
+    };
+    let mut ask = reserve(1);
+    ask.subject.as_mut().expect("a subject").agent = "b".into();
+    let held = world.operator.clone().authority.reserve(ask).await;
+    assert_eq!(
+        held.expect("an answer").into_inner().decision(),
+        Decision::Allow
+    );
+    // What is open comes first; over pages each comes once.
+    let mut seen = Vec::new();
+    let mut request = all.clone();
+    loop {
+        let page = list(request.clone()).await;
+        seen.extend(page.balances.into_iter().map(|b| (b.scope, b.reserved)));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    let expected = [
+        ("tenant:acme", 1),
+        ("tenant:acme/agent:b", 1),
+        ("tenant:acme/agent:a", 0),
+    ];
+    assert_eq!(seen, expected.map(|(scope, held)| (scope.to_owned(), held)));
+    // One scope alone, opened or not.
+    for (scope, remaining) in [("tenant:acme", 9), ("tenant:acme/agent:a", 20)] {
+        let found = list(ListBalancesRequest {
+            scope: scope.into(),
+            exact: true,
+            ..all.clone()
+        });
+        let found = found.await.balances;
+        assert_eq!(found.len(), 1, "{scope}");
+        assert_eq!(found[0].remaining, Some(remaining));
+    }
+}
