@@ -15,9 +15,10 @@ COPY --from=build /build/target/release/remit /usr/local/bin/remit
 USER 65532:65532
 # A container's network is its own: TLS ends at --tls-cert or in front of it.
 ENV REMIT_LISTEN=0.0.0.0:50051 \
+    REMIT_CYCLES_LISTEN=0.0.0.0:7878 \
     REMIT_INSECURE=true \
     REMIT_LOG_FORMAT=json
-EXPOSE 50051
+EXPOSE 50051 7878
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
     CMD ["remit", "healthcheck"]
 ENTRYPOINT ["remit"]

@@ -38,25 +38,22 @@ fn meant(name: &str) -> Option<&'static [Permission]> {
         | "reservations:commit"
         | "reservations:release"
         | "reservations:extend" => &[Authority],
-        "reservations:list"
-        | "balances:read"
-        | "budgets:read"
-        | "policies:read"
-        | "admin:tenants:read"
-        | "admin:budgets:read"
-        | "admin:policies:read" => &[Read],
-        "budgets:write" => &[Read, Provision, Fund],
-        "admin:read" => &[Read, Audit],
-        "admin:write" => &[Read, Provision, Fund],
+        "reservations:list" | "balances:read" | "budgets:read" | "admin:read"
+        | "admin:tenants:read" | "admin:budgets:read" => &[Read],
+        "budgets:write" | "admin:write" => &[Read, Provision, Fund],
         "admin:tenants:write" | "admin:budgets:write" => &[Read, Provision, Loosen, Fund],
         "admin:apikeys:read" | "admin:apikeys:write" => &[ManageKeys],
-        "admin:audit:read"
-        | "events:read"
+        "admin:audit:read" => &[Audit],
+        "policies:read"
+        | "policies:write"
         | "webhooks:read"
+        | "webhooks:write"
+        | "events:read"
+        | "admin:policies:read"
+        | "admin:policies:write"
         | "admin:webhooks:read"
-        | "admin:events:read" => &[Audit],
-        "policies:write" | "admin:policies:write" => &[Provision],
-        "webhooks:write" | "admin:webhooks:write" => &[Provision, Audit],
+        | "admin:webhooks:write"
+        | "admin:events:read" => &[],
         _ => return None,
     })
 }
