@@ -8,6 +8,7 @@ mod admin;
 mod call;
 mod edge;
 mod problem;
+mod reads;
 mod runtime;
 mod serve;
 mod strict;

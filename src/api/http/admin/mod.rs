@@ -5,6 +5,7 @@
 
 mod audit;
 mod budgets;
+mod funding;
 mod keys;
 mod tenants;
 
@@ -29,7 +30,7 @@ const ROWS_MAX: i32 = 100;
 
 /// How many rows a page has; out of bounds the nearest that is within, as in the original.
 fn limit(limit: Option<&String>) -> Result<i32, Fault> {
-    Ok(super::runtime::rows(limit)?.map_or(ROWS_MAX, |rows| rows.clamp(1, ROWS_MAX)))
+    Ok(super::reads::rows(limit)?.map_or(ROWS_MAX, |rows| rows.clamp(1, ROWS_MAX)))
 }
 
 pub(super) fn routes() -> Router<Gateway> {
@@ -54,7 +55,7 @@ pub(super) fn routes() -> Router<Gateway> {
                 .patch(budgets::update),
         )
         .route("/v1/admin/budgets/lookup", get(budgets::look_up))
-        .route("/v1/admin/budgets/fund", post(budgets::fund))
+        .route("/v1/admin/budgets/fund", post(funding::fund))
         .route("/v1/admin/budgets/freeze", post(budgets::freeze))
         .route("/v1/admin/budgets/unfreeze", post(budgets::unfreeze))
         .route("/v1/balances", get(budgets::balances))
