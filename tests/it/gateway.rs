@@ -283,3 +283,41 @@ async fn with_a_certificate_both_planes_speak_tls_alone() {
         assert!(client.get(plain).send().await.is_err(), "no plain HTTP");
     }
 }
+
+#[tokio::test]
+async fn a_full_server_says_when_to_come_back_and_is_not_taken_for_a_dead_one() {
+    let database = Database::start().await;
+    let server = Server::start_with(&database, &["--max-concurrent-requests", "1"]).await;
+    let operator = server.operator();
+    provision(&operator, ACME).await.expect("a plan");
+    // Both doors share the places; a stream keeps the only one.
+    let watch = WatchEntriesRequest {
+        tenant: "acme".into(),
+        after_sequence: Some(0),
+    };
+    let mut ledger = operator.ledger.clone();
+    let mut entries = ledger
+        .watch_entries(watch)
+        .await
+        .expect("a stream")
+        .into_inner();
+    entries
+        .message()
+        .await
+        .expect("a message")
+        .expect("an entry");
+    let url = |path: &str| format!("http://{}{path}", server.cycles);
+    let client = reqwest::Client::new();
+    let asked = client
+        .post(url("/v1/reservations"))
+        .header("x-cycles-api-key", &server.key)
+        .header("content-type", "application/json")
+        .body(reservation(1).to_string());
+    let refused = asked.send().await.expect("an answer");
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let body: Value = serde_json::from_str(&refused.text().await.expect("a body")).expect("JSON");
+    assert_eq!(body["error"], "LIMIT_EXCEEDED");
+    let healthy = client.get(url("/actuator/health")).send().await;
+    assert_eq!(healthy.expect("an answer").status(), 200);
+}

@@ -4,8 +4,10 @@
 mod approvals;
 mod archive;
 mod bad_requests;
+mod cases;
 mod contention;
 mod cycles;
+mod gateway;
 mod ladder;
 mod operators;
 mod outages;
