@@ -88,7 +88,7 @@ impl Asker {
 impl Gateway {
     /// Lets in an agent, by `X-Cycles-API-Key`.
     pub(super) async fn agent(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
-        self.admit(call, call.headers.get(API_KEY), needs).await
+        self.admit(call, API_KEY, needs).await
     }
 
     /// Lets in an operator by `X-Admin-API-Key`, else an agent. A bad one of the first is
@@ -96,18 +96,24 @@ impl Gateway {
     pub(super) async fn either(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
         let key = call.headers.get(ADMIN_KEY);
         // A blank one counts as missing.
-        let key = key.filter(|key| !key.as_bytes().trim_ascii().is_empty());
-        let key = key.or_else(|| call.headers.get(API_KEY));
-        self.admit(call, key, needs).await
+        let named = key.is_some_and(|key| !key.as_bytes().trim_ascii().is_empty());
+        let header = if named { ADMIN_KEY } else { API_KEY };
+        self.admit(call, header, needs).await
     }
 
     async fn admit(
         &self,
         call: &Call,
-        key: Option<&HeaderValue>,
+        header: HeaderName,
         needs: Permission,
     ) -> Result<Asker, Fault> {
         let unauthorized = |message| Fault::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+        let mut keys = call.headers.get_all(&header).iter();
+        let key = keys.next();
+        // Which of them would a proxy in front have meant?
+        if keys.next().is_some() {
+            return Err(unauthorized("more than one API key"));
+        }
         let key = key.and_then(|key| key.to_str().ok()).map(str::trim);
         let key = key
             .filter(|key| !key.is_empty())
