@@ -321,3 +321,48 @@ async fn a_full_server_says_when_to_come_back_and_is_not_taken_for_a_dead_one() 
     let healthy = client.get(url("/actuator/health")).send().await;
     assert_eq!(healthy.expect("an answer").status(), 200);
 }
+
+#[tokio::test]
+async fn the_admin_plane_lifts_no_default_deny_in_passing() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 10)]).await;
+    let client = reqwest::Client::new();
+    let patch = async |body: &'static str| {
+        let url = format!("http://{}/v1/admin/tenants/acme", world.server.cycles_admin);
+        let request = client
+            .patch(url)
+            .header("x-admin-api-key", &world.server.key)
+            .header("content-type", "application/json");
+        let answer = request.body(body).send().await.expect("an answer");
+        (
+            answer.status().as_u16(),
+            answer.text().await.expect("a body"),
+        )
+    };
+    // What native tenants have too can be changed, and changes nothing else.
+    assert_eq!(patch(r#"{"name":"Acme"}"#).await.0, 200);
+    let (status, body) = patch(r#"{"max_reservation_ttl_ms":60000}"#).await;
+    assert_eq!(status, 409, "{body}");
+    let mut uncovered = reserve(1);
+    uncovered.subject.as_mut().expect("a subject").toolset = "send-email".into();
+    let answer = world.operator.clone().authority.reserve(uncovered).await;
+    let answer = answer.expect("an answer").into_inner();
+    assert_eq!(verdict(&answer), "BUDGET_NOT_PROVISIONED");
+}
+
+#[tokio::test]
+async fn two_keys_are_none() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let url = format!("http://{}/v1/balances?tenant=acme", world.server.cycles);
+    let asked = || {
+        agent
+            .client
+            .get(&url)
+            .header("x-cycles-api-key", &agent.key)
+    };
+    let one = asked().send().await.expect("an answer");
+    assert_eq!(one.status(), 200);
+    let two = asked().header("x-cycles-api-key", &world.server.key);
+    let two = two.send().await.expect("an answer");
+    assert_eq!(two.status(), 401);
+}
