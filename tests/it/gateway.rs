@@ -366,3 +366,72 @@ async fn two_keys_are_none() {
     let two = two.send().await.expect("an answer");
     assert_eq!(two.status(), 401);
 }
+
+#[tokio::test]
+async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
+    const OWN: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    const OTHER: &str = "0af7651916cd43dd8448eb211c80319c";
+    let database = Database::start().await;
+    let metrics = database.folder.path().join("metrics");
+    let metrics_file = metrics.to_str().expect("a path");
+    let more = [
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--metrics-port-file",
+        metrics_file,
+    ];
+    let server = Server::start_with(&database, &more).await;
+    let operator = server.operator();
+    provision(&operator, ACME).await.expect("a plan");
+    let client = reqwest::Client::new();
+    let decide = async |headers: &[(&str, &str)]| {
+        let mut asked = client
+            .post(format!("http://{}/v1/decide", server.cycles))
+            .header("x-cycles-api-key", &server.key)
+            .header("x-request-id", "mine")
+            .header("content-type", "application/json")
+            .body(reservation(1).to_string());
+        for (name, value) in headers {
+            asked = asked.header(*name, *value);
+        }
+        let answer = asked.send().await.expect("an answer");
+        assert_eq!(answer.status(), 200);
+        let header = |name: &str| answer.headers()[name].to_str().expect("text").to_owned();
+        assert_eq!(header("x-ratelimit-remaining"), "-1");
+        assert_ne!(header("x-request-id"), "mine");
+        (
+            header("x-cycles-trace-id"),
+            header("x-remit-ledger-sequence"),
+        )
+    };
+    let upper = OWN.to_uppercase();
+    let parent = format!("00-{OTHER}-00f067aa0ba902b7-01");
+    assert_eq!(decide(&[("x-cycles-trace-id", &upper)]).await.0, OWN);
+    let (fresh, _) = decide(&[("x-cycles-trace-id", "nonsense")]).await;
+    assert!(fresh.len() == 32 && fresh != OWN, "{fresh}");
+    let both = [("traceparent", parent.as_str()), ("x-cycles-trace-id", OWN)];
+    let (trace, sequence) = decide(&both).await;
+    assert_eq!(trace, OTHER);
+    let request = GetEntryRequest {
+        tenant: "acme".into(),
+        sequence: sequence.parse().expect("a number"),
+    };
+    let entry = operator.ledger.clone().get_entry(request).await;
+    let body = entry
+        .expect("an entry")
+        .into_inner()
+        .entry
+        .expect("one")
+        .body;
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(
+        (&body["kind"], &body["trace_id"]),
+        (&json!("DECIDE"), &json!(OTHER))
+    );
+
+    let address = std::fs::read_to_string(&metrics).expect("an address");
+    let text = client.get(format!("http://{address}/metrics")).send().await;
+    let text = text.expect("an answer").text().await.expect("a body");
+    let line = r#"remit_requests_total{method="cycles.v1/Decide",code="OK"} 3"#;
+    assert!(text.contains(line), "{text}");
+}

@@ -24,6 +24,7 @@ use crate::proto::authority_server::Authority as _;
 
 /// How long after a lease it can still be settled, in milliseconds, where nothing is said.
 const GRACE_MS: u64 = 5_000;
+
 pub(super) fn routes() -> Router<Gateway> {
     Router::new()
         .route("/v1/decide", post(decide))
