@@ -215,20 +215,24 @@ async fn listen(
         ready: readiness.clone(),
         is_admin: false,
     };
-    for (address, file, routes) in [
+    for (flag, address, file, routes) in [
         (
+            "--cycles-listen",
             config.cycles_listen,
             &config.cycles_port_file,
             gateway.clone().runtime(),
         ),
         (
+            "--cycles-admin-listen",
             config.cycles_admin_listen,
             &config.cycles_admin_port_file,
             gateway.admin(),
         ),
     ] {
         let Some(address) = address else { continue };
-        let listening = Listening::bind(address).await?;
+        let listening = Listening::bind(address)
+            .await
+            .with_context(|| format!("{flag} (`none` switches it off)"))?;
         let bound = listening.address();
         let acceptor = config.tls.as_ref().map(tls).transpose()?;
         tracing::info!(address = %bound, tls = acceptor.is_some(), "serving Cycles");

@@ -287,8 +287,7 @@ pub(super) async fn list_reservations(
         .collect();
     Answer::new(&wire::Reservations {
         reservations,
-        has_more: !next.is_empty(),
-        next_cursor: Some(next).filter(|next| !next.is_empty()),
+        next: next.into(),
     })
 }
 
@@ -357,7 +356,6 @@ pub(super) async fn list_balances(
     let page = page.into_inner();
     Answer::new(&wire::Balances {
         balances: balances(&page.balances, |_| true),
-        has_more: !page.next_page_token.is_empty(),
-        next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
+        next: page.next_page_token.into(),
     })
 }

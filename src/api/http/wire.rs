@@ -329,22 +329,38 @@ pub(super) struct Reservation {
     pub(super) metadata: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
+/// Whether a list goes on, and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Next {
+    has_more: bool,
+    /// Null at the end.
+    next_cursor: Option<String>,
+}
+
+impl From<String> for Next {
+    /// Of the services' token, which is empty at the end.
+    fn from(token: String) -> Self {
+        Self {
+            has_more: !token.is_empty(),
+            next_cursor: Some(token).filter(|token| !token.is_empty()),
+        }
+    }
+}
+
 /// One page of reservations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Reservations {
     pub(super) reservations: Vec<Reservation>,
-    pub(super) has_more: bool,
-    /// Null at the end.
-    pub(super) next_cursor: Option<String>,
+    #[serde(flatten)]
+    pub(super) next: Next,
 }
 
 /// One page of balances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Balances {
     pub(super) balances: Vec<Balance>,
-    pub(super) has_more: bool,
-    /// Null at the end.
-    pub(super) next_cursor: Option<String>,
+    #[serde(flatten)]
+    pub(super) next: Next,
 }
 
 /// What `GET /v1/reservations` can be asked. Times are ISO-8601; a blank one counts as

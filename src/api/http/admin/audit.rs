@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
-use super::super::{Gateway, translate};
+use super::super::{Gateway, translate, wire};
 use super::{Done, Params, iso, limit, must_not_ask, params};
 use crate::domain::permission::Permission;
 use crate::proto;
@@ -65,8 +65,8 @@ struct Metadata {
 #[derive(Debug, Serialize)]
 struct Logs {
     logs: Vec<Log>,
-    has_more: bool,
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    next: wire::Next,
 }
 
 fn worded(entry: proto::Entry) -> Log {
@@ -147,7 +147,6 @@ pub(super) async fn list(
     let page = page.into_inner();
     Answer::new(&Logs {
         logs: page.entries.into_iter().map(worded).collect(),
-        has_more: !page.next_page_token.is_empty(),
-        next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
+        next: page.next_page_token.into(),
     })
 }

@@ -68,15 +68,15 @@ pub(super) struct BudgetLedger {
 #[derive(Debug, Serialize)]
 struct Ledgers {
     ledgers: Vec<BudgetLedger>,
-    has_more: bool,
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    next: wire::Next,
 }
 
 #[derive(Debug, Serialize)]
 struct Balances {
     balances: Vec<BudgetLedger>,
-    has_more: bool,
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    next: wire::Next,
 }
 
 fn status(state: proto::BudgetState) -> &'static str {
@@ -408,11 +408,7 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::Read).await?;
     let (ledgers, next) = page(&gateway, &asker, params(filters)?).await?;
-    Answer::new(&Ledgers {
-        ledgers,
-        has_more: next.is_some(),
-        next_cursor: next,
-    })
+    Answer::new(&Ledgers { ledgers, next })
 }
 
 /// Balances as the admin plane shows them: budgets that are active.
@@ -427,18 +423,14 @@ pub(super) async fn balances(
         ..params(filters)?
     };
     let (balances, next) = page(&gateway, &asker, filters).await?;
-    Answer::new(&Balances {
-        balances,
-        has_more: next.is_some(),
-        next_cursor: next,
-    })
+    Answer::new(&Balances { balances, next })
 }
 
 async fn page(
     gateway: &Gateway,
     asker: &Asker,
     filters: Filters,
-) -> Result<(Vec<BudgetLedger>, Option<String>), Fault> {
+) -> Result<(Vec<BudgetLedger>, wire::Next), Fault> {
     must_not_ask(&[
         ("search", &filters.search),
         ("sort_by", &filters.sort_by),
@@ -492,6 +484,5 @@ async fn page(
         .filter(|ledger| unit.is_none_or(|unit| ledger.unit == unit))
         .filter(|ledger| status.as_ref().is_none_or(|status| ledger.status == status))
         .collect();
-    let next = Some(page.next_page_token).filter(|next| !next.is_empty());
-    Ok((ledgers, next))
+    Ok((ledgers, page.next_page_token.into()))
 }

@@ -7,11 +7,11 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 
-use super::super::Gateway;
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::Free;
+use super::super::{Gateway, wire};
 use super::{Done, Params, iso, limit, must_not_ask, params};
 use crate::domain::permission::Permission;
 use crate::proto;
@@ -127,8 +127,8 @@ struct Key {
 #[derive(Debug, Serialize)]
 struct Keys {
     keys: Vec<Key>,
-    has_more: bool,
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    next: wire::Next,
 }
 
 fn prefix(key_id: &str) -> String {
@@ -284,8 +284,7 @@ pub(super) async fn list(
             .map(worded)
             .filter(|key| status.as_ref().is_none_or(|status| key.status == status))
             .collect(),
-        has_more: !page.next_page_token.is_empty(),
-        next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
+        next: page.next_page_token.into(),
     })
 }
 

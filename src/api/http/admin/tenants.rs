@@ -73,8 +73,8 @@ struct Tenant {
 #[derive(Debug, Serialize)]
 struct Tenants {
     tenants: Vec<Tenant>,
-    has_more: bool,
-    next_cursor: Option<String>,
+    #[serde(flatten)]
+    next: wire::Next,
 }
 
 fn worded(tenant: proto::Tenant) -> Tenant {
@@ -309,7 +309,6 @@ pub(super) async fn list(
             .map(worded)
             .filter(|tenant| filters.status.is_none_or(|status| tenant.status == status))
             .collect(),
-        has_more: !page.next_page_token.is_empty(),
-        next_cursor: Some(page.next_page_token).filter(|next| !next.is_empty()),
+        next: page.next_page_token.into(),
     })
 }
