@@ -435,3 +435,71 @@ async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
     let line = r#"remit_requests_total{method="cycles.v1/Decide",code="OK"} 3"#;
     assert!(text.contains(line), "{text}");
 }
+
+#[tokio::test]
+async fn what_a_person_has_approved_passes_when_it_is_asked_for_again() {
+    const ASKS: &str = "
+policies:
+  - tenant: acme
+    rules: [{id: ask, effect: RULE_EFFECT_REQUIRE_APPROVAL, match: {tools: [act]}}]
+";
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    provision(&world.operator, ASKS).await.expect("a plan");
+    let resolve = async |id: &Value, approve: bool| {
+        use resolve_approval_request::Resolution::{Approve, Reject};
+        let resolution = if approve { Approve(true) } else { Reject(true) };
+        let request = ResolveApprovalRequest {
+            idempotency_key: unique("resolve"),
+            approval_id: id.as_str().expect("an id").into(),
+            resolution: Some(resolution),
+            tenant: "acme".into(),
+            approver: "rosa".into(),
+            ..ResolveApprovalRequest::default()
+        };
+        let mut approvals = world.operator.approvals.clone();
+        let answer = approvals.resolve_approval(request);
+        answer.await.expect("resolved");
+    };
+    for approve in [true, false] {
+        let asked = reservation(3);
+        let (status, first) = agent.persist("/v1/reservations", &asked).await;
+        assert_eq!((status, &first["error"]), (409, &json!("BUDGET_EXCEEDED")));
+        assert_eq!(first["details"]["reason_code"], "APPROVAL_REQUIRED");
+        let (status, again) = agent.persist("/v1/reservations", &asked).await;
+        assert_eq!((status, &again["details"]), (409, &first["details"]));
+        resolve(&first["details"]["approval_id"], approve).await;
+        let (status, after) = agent.persist("/v1/reservations", &asked).await;
+        if !approve {
+            assert_eq!((status, &after["error"]), (409, &json!("BUDGET_EXCEEDED")));
+            continue;
+        }
+        assert_eq!(
+            (status, &after["decision"]),
+            (200, &json!("ALLOW")),
+            "{after}"
+        );
+        let left = after["remaining_ttl_ms"].as_i64().expect("a lease");
+        assert!((50_000..=60_000).contains(&left), "{left} ms");
+        // Another request under the key is none that anybody approved.
+        let mut other = asked.clone();
+        other["estimate"]["amount"] = 4.into();
+        let (status, refused) = agent.persist("/v1/reservations", &other).await;
+        assert_eq!(
+            (status, &refused["error"]),
+            (409, &json!("IDEMPOTENCY_MISMATCH"))
+        );
+        let path = format!("/v1/reservations/{}/commit", id(&after));
+        let (status, settled) = agent.persist(&path, &actual(2)).await;
+        assert_eq!(
+            (status, &settled["status"]),
+            (200, &json!("COMMITTED")),
+            "{settled}"
+        );
+        // Once: what is settled is not granted again.
+        let (status, _) = agent.persist("/v1/reservations", &asked).await;
+        assert_eq!(status, 409);
+    }
+    assert_eq!(root(&world.operator).await.spent, 2);
+    world.database.assert_intact();
+}

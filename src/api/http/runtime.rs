@@ -144,6 +144,28 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     let answer = answer.into_inner();
     let (affected_scopes, path) = affected_scopes(&subject, &answer.balances);
     let Some(decision) = allowed(answer.decision()) else {
+        if let Some(granted) = granted(&gateway, &asker, &subject.tenant, &answer).await? {
+            let now = jiff::Timestamp::now().as_millisecond();
+            let expires_at_ms = granted.expire_time.as_ref().map(millis_of);
+            let caps = translate::caps(answer.caps);
+            let body = wire::Reserved {
+                decision: match caps {
+                    None => wire::Decision::Allow,
+                    Some(_) => wire::Decision::AllowWithCaps,
+                },
+                caps,
+                reservation_id: Some(granted.reservation_id),
+                affected_scopes,
+                expires_at_ms,
+                remaining_ttl_ms: expires_at_ms.map(|at| (at - now).max(0)),
+                scope_path: path,
+                reserved: Some(translate::amount_of(&granted.reserved, unit)),
+                balances: Some(balances(&answer.balances, |shown| shown == unit)),
+                ..wire::Reserved::default()
+            };
+            let said = Answer::new(&body)?.decided(answer.decision_id);
+            return Ok(said.recorded(granted.reserve_sequence, true));
+        }
         let denial = translate::denial_of_reserve(&answer, &path);
         // Only a question can be answered DENY: an agent could take a 200 for a yes.
         if !dry_run || denial.suspended() {
@@ -175,6 +197,32 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     };
     let said = Answer::new(&body)?.decided(answer.decision_id);
     Ok(said.recorded(answer.ledger_sequence, answer.replayed))
+}
+
+/// What a person has approved since the same was asked for under the same key. Clients of
+/// the protocol can't wait: they ask again.
+async fn granted(
+    gateway: &Gateway,
+    asker: &Asker,
+    tenant: &str,
+    answer: &proto::ReserveResponse,
+) -> Result<Option<proto::Reservation>, Fault> {
+    let Some(approval) = answer.approval.as_ref().filter(|_| answer.replayed) else {
+        return Ok(None);
+    };
+    if !asker.caller.permissions().contains(Permission::Read) {
+        return Ok(None);
+    }
+    let message = proto::GetReservationRequest {
+        reservation_id: approval.approval_id.clone(),
+        tenant: tenant.to_owned(),
+    };
+    let found = gateway
+        .services
+        .get_reservation(asker.request(message))
+        .await?;
+    let found = found.into_inner().reservation;
+    Ok(found.filter(|found| found.state() == proto::ReservationState::Active))
 }
 
 async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) -> Done {
