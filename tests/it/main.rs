@@ -13,6 +13,7 @@ mod operators;
 mod outages;
 mod plans;
 mod policy;
+mod rust_client;
 mod support;
 mod tampering;
 mod tenancy;
