@@ -429,6 +429,27 @@ async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
         (&json!("DECIDE"), &json!(OTHER))
     );
 
+    // The audit log is the ledger: who asked, and what.
+    let logs = client
+        .get(format!(
+            "http://{}/v1/admin/audit/logs?tenant_id=acme&limit=1",
+            server.cycles_admin
+        ))
+        .header("x-admin-api-key", &server.key);
+    let logs = logs
+        .send()
+        .await
+        .expect("an answer")
+        .text()
+        .await
+        .expect("a body");
+    let logs: Value = serde_json::from_str(&logs).expect("JSON");
+    let (row, key) = (&logs["logs"][0], server.key.split('_').nth(1));
+    assert_eq!(
+        (&row["operation"], row["key_id"].as_str()),
+        (&json!("DECIDE"), key)
+    );
+
     let address = std::fs::read_to_string(&metrics).expect("an address");
     let text = client.get(format!("http://{address}/metrics")).send().await;
     let text = text.expect("an answer").text().await.expect("a body");

@@ -67,6 +67,18 @@ impl Fault {
         Self::invalid(format!("Validation failed: {field}: must be {wants}"))
     }
 
+    /// An amount in another unit than its budget's.
+    pub(super) fn other_unit(fields: &str) -> Self {
+        let message = format!("{fields} must be in the budget's unit");
+        Self::new(StatusCode::BAD_REQUEST, "UNIT_MISMATCH", message)
+    }
+
+    /// A field that names another tenant than the key's.
+    pub(super) fn other_tenant(field: &str) -> Self {
+        let message = format!("{field} is not the tenant of the API key");
+        Self::new(StatusCode::FORBIDDEN, "FORBIDDEN", message)
+    }
+
     /// Something that does not exist.
     pub(super) fn not_found(what: impl std::fmt::Display) -> Self {
         let message = format!("Resource not found: {what}");

@@ -172,11 +172,7 @@ fn tenant_of(asker: &Asker, named: Option<&String>) -> Result<String, Fault> {
         ("", named) => Ok(named.to_owned()),
         (own, "") => Ok(own.to_owned()),
         (own, named) if own == named => Ok(own.to_owned()),
-        _ => Err(Fault::new(
-            StatusCode::FORBIDDEN,
-            "FORBIDDEN",
-            "tenant is not the tenant of the API key",
-        )),
+        _ => Err(Fault::other_tenant("tenant")),
     }
 }
 
@@ -258,7 +254,8 @@ pub(super) async fn list_reservations(
         }
     };
     let fits = |row: &proto::Reservation| {
-        let by_list = key.is_none();
+        // The service has looked at these, but where the key named the reservation.
+        let filtered = key.is_none();
         let stands = state == proto::ReservationState::Unspecified || row.state() == state;
         let named = scope
             .split('/')
@@ -268,7 +265,7 @@ pub(super) async fn list_reservations(
             proto::ReservationState::Committed | proto::ReservationState::Released
         );
         let settle_time = row.settle_time.as_ref().filter(|_| settled);
-        (by_list || (stands && (scope.is_empty() || named)))
+        (filtered || (stands && (scope.is_empty() || named)))
             && made.have(row.create_time.as_ref().map(millis_of))
             && expires.have(row.expire_time.as_ref().map(millis_of))
             && finalized.have(settle_time.map(millis_of))

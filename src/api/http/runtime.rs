@@ -48,11 +48,7 @@ fn must_be_own(
     match named {
         Some(named) if !own.is_empty() && named != own => {
             otherwise_right()?;
-            Err(Fault::new(
-                axum::http::StatusCode::FORBIDDEN,
-                "FORBIDDEN",
-                "subject.tenant is not the tenant of the API key",
-            ))
+            Err(Fault::other_tenant("subject.tenant"))
         }
         _ => Ok(()),
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_not_ask, params};
+use super::{Done, Params, iso, limit, must_be_absent, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::ledger_server::Ledger as _;
@@ -103,7 +103,7 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::Audit).await?;
     let filters = params(filters)?;
-    must_not_ask(&[
+    must_be_absent(&[
         ("resource_type", &filters.resource_type),
         ("error_code", &filters.error_code),
         ("status_min", &filters.status_min),

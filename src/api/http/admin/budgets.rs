@@ -10,7 +10,7 @@ use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{Free, object, object_or_none, word, word_or_none};
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
+use super::{Done, Params, iso, limit, must_be_absent, params};
 use crate::domain::permission::Permission;
 use crate::domain::request::Digest;
 use crate::domain::scope::Scope;
@@ -29,8 +29,9 @@ pub(super) struct Given {
     #[serde(default, deserialize_with = "object_or_none")]
     overdraft_limit: Option<wire::Amount>,
     tenant_id: Option<String>,
-    #[serde(default, deserialize_with = "word_or_none")]
-    rollover_policy: Option<RolloverPolicy>,
+    /// Any other value is refused with the body.
+    #[serde(default, rename = "rollover_policy", deserialize_with = "word_or_none")]
+    _rollover_policy: Option<RolloverPolicy>,
     commit_overage_policy: Option<Value>,
     period_start: Option<Value>,
     period_end: Option<Value>,
@@ -250,16 +251,12 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
         ("period_start", &given.period_start),
         ("period_end", &given.period_end),
     ])?;
-    // Any other value was refused with the body.
-    let _ = given.rollover_policy;
     for amount in [Some(given.allocated), given.overdraft_limit]
         .into_iter()
         .flatten()
     {
         if amount.unit != given.unit {
-            let status = axum::http::StatusCode::BAD_REQUEST;
-            let message = "allocated and overdraft_limit must be in the budget's unit";
-            return Err(Fault::new(status, "UNIT_MISMATCH", message));
+            return Err(Fault::other_unit("allocated and overdraft_limit"));
         }
     }
     let named = Named::new(&given.scope, given.unit, given.tenant_id.as_ref())?;
@@ -275,14 +272,7 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
         create_only: true,
         ..proto::ProvisionRequest::default()
     };
-    let made = gateway.services.provision(asker.request(message)).await;
-    made.map_err(|status| {
-        let mut fault = Fault::from(status);
-        if fault.error == "NOT_FOUND" {
-            fault.error = "TENANT_NOT_FOUND";
-        }
-        fault
-    })?;
+    gateway.services.provision(asker.request(message)).await?;
     Answer::created(&named.find(&gateway, &asker).await?)
 }
 
@@ -323,9 +313,7 @@ pub(super) async fn update(
         ));
     };
     if limit.unit != named.unit {
-        let status = axum::http::StatusCode::BAD_REQUEST;
-        let message = "overdraft_limit must be in the budget's unit";
-        return Err(Fault::new(status, "UNIT_MISMATCH", message));
+        return Err(Fault::other_unit("overdraft_limit"));
     }
     let budget = proto::Budget {
         overdraft_limit: limit.amount,
@@ -431,7 +419,7 @@ async fn page(
     asker: &Asker,
     filters: Filters,
 ) -> Result<(Vec<BudgetLedger>, wire::Next), Fault> {
-    must_not_ask(&[
+    must_be_absent(&[
         ("search", &filters.search),
         ("sort_by", &filters.sort_by),
         ("sort_dir", &filters.sort_dir),

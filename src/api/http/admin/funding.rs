@@ -95,9 +95,7 @@ pub(super) async fn fund(
     }
     for amount in [Some(given.amount), given.spent].into_iter().flatten() {
         if amount.unit != named.unit {
-            let status = axum::http::StatusCode::BAD_REQUEST;
-            let message = "amount and spent must be in the budget's unit";
-            return Err(Fault::new(status, "UNIT_MISMATCH", message));
+            return Err(Fault::other_unit("amount and spent"));
         }
     }
     if given.spent.is_some() && given.operation != Operation::ResetSpent {

@@ -12,7 +12,7 @@ use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::Free;
 use super::super::{Gateway, wire};
-use super::{Done, Params, iso, limit, must_not_ask, params};
+use super::{Done, Params, iso, limit, must_be_absent, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
@@ -256,7 +256,7 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::ManageKeys).await?;
     let filters = params(filters)?;
-    must_not_ask(&[
+    must_be_absent(&[
         ("search", &filters.search),
         ("sort_by", &filters.sort_by),
         ("sort_dir", &filters.sort_dir),

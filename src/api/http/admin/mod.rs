@@ -15,7 +15,6 @@ use axum::extract::{Query, State};
 use axum::routing::{any, delete, get, post};
 use pbjson_types as wkt;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::Gateway;
 use super::call::{Answer, Call};
@@ -94,18 +93,11 @@ fn params<T>(given: Params<T>) -> Result<T, Fault> {
         .map_err(|error| Fault::invalid(error.body_text()))
 }
 
-/// Refuses settings that would have no effect.
-fn must_be_absent(fields: &[(&str, &Option<Value>)]) -> Result<(), Fault> {
+/// Refuses settings that would have no effect, and filters and orders that are not served:
+/// a list without them would be another.
+fn must_be_absent<T>(fields: &[(&str, &Option<T>)]) -> Result<(), Fault> {
     match fields.iter().find(|(_, given)| given.is_some()) {
-        Some((field, _)) => Err(Fault::not_implemented(&format!("the field {field}"))),
-        None => Ok(()),
-    }
-}
-
-/// Refuses filters and orders that are not served: a list without them would be another.
-fn must_not_ask(filters: &[(&str, &Option<String>)]) -> Result<(), Fault> {
-    match filters.iter().find(|(_, given)| given.is_some()) {
-        Some((name, _)) => Err(Fault::not_implemented(&format!("the parameter {name}"))),
+        Some((name, _)) => Err(Fault::not_implemented(&format!("`{name}`"))),
         None => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{Free, word_or_none};
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_be_absent, must_not_ask, params};
+use super::{Done, Params, iso, limit, must_be_absent, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
@@ -30,8 +30,13 @@ pub(super) struct Given {
     max_reservation_ttl_ms: Option<u64>,
     max_reservation_extensions: Option<i32>,
     parent_tenant_id: Option<Value>,
-    #[serde(default, deserialize_with = "word_or_none")]
-    reservation_expiry_policy: Option<ExpiryPolicy>,
+    /// Any other value is refused with the body.
+    #[serde(
+        default,
+        rename = "reservation_expiry_policy",
+        deserialize_with = "word_or_none"
+    )]
+    _reservation_expiry_policy: Option<ExpiryPolicy>,
     /// Taken and kept nowhere.
     #[serde(rename = "metadata")]
     _metadata: Option<Free>,
@@ -148,20 +153,8 @@ async fn find(gateway: &Gateway, asker: &Asker, tenant: &str) -> Result<proto::T
     let message = proto::GetTenantRequest {
         tenant: tenant.to_owned(),
     };
-    let found = gateway.services.get_tenant(asker.request(message)).await;
-    let found = found.map_err(|status| match status.code() {
-        tonic::Code::NotFound => unknown(tenant),
-        _ => Fault::from(status),
-    })?;
+    let found = gateway.services.get_tenant(asker.request(message)).await?;
     Ok(found.into_inner().tenant.unwrap_or_default())
-}
-
-fn unknown(tenant: &str) -> Fault {
-    Fault::new(
-        axum::http::StatusCode::NOT_FOUND,
-        "TENANT_NOT_FOUND",
-        format!("Tenant not found: {tenant}"),
-    )
 }
 
 pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
@@ -181,8 +174,6 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
     if given.status.is_some_and(|status| status != Status::Active) {
         return Err(Fault::field("status", "ACTIVE, or absent"));
     }
-    // Any other value was refused with the body.
-    let _ = given.reservation_expiry_policy;
     let fresh = proto::Tenant {
         tenant: id.clone(),
         cycles_compatible: Some(proto::CyclesRules::default()),
@@ -287,7 +278,7 @@ pub(super) async fn list(
 ) -> Done {
     let asker = gateway.either(&call, Permission::Read).await?;
     let filters = params(filters)?;
-    must_not_ask(&[
+    must_be_absent(&[
         ("parent_tenant_id", &filters.parent_tenant_id),
         ("search", &filters.search),
         ("sort_by", &filters.sort_by),
