@@ -18,6 +18,10 @@ work=$(mktemp -d /tmp/remit-demo.XXXXXX)
 chmod 711 "$work"
 server=
 stop() {
+    # What a script left running when it failed would only talk over the reason.
+    for job in $(jobs -p); do
+        [ "$job" = "$server" ] || kill "$job" 2>/dev/null || true
+    done
     if [ -n "$server" ]; then
         kill -TERM "$server" 2>/dev/null || true
         wait "$server" || true

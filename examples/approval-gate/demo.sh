@@ -54,16 +54,25 @@ printf '\n== receiver.py: a chat that is told by webhook\n'
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 secret=$("$remit" webhooks create chat --tenant shop --url "http://127.0.0.1:$port/remit" \
     --events approval.requested,approval.resolved)
+in_chat() { # in_chat PATTERN: what follows it in the chat, once that is there
+    local found
+    for _ in $(seq 300); do
+        found=$(sed -n "s/^chat: $1//p" "$work/chat")
+        [ -n "$found" ] && { echo "$found"; return; }
+        sleep 0.1
+    done
+    echo "nothing in the chat after 30 s" >&2
+    exit 1
+}
+# A job in the background makes its files when it comes to run: later than this script reads.
+: >"$work/chat"
 REMIT_WEBHOOK_SECRET=$secret REMIT_API_KEY=$(cat "$work/release.key") \
     "$python" "$here/receiver.py" "$port" >"$work/chat" 2>>"$work/log" &
 chat=$!
+in_chat "listening on " >"$work/listening"
 REMIT_API_KEY=$agent_key "$python" "$here/agent.py" deploy rev-c3 >"$work/out" &
 agent=$!
-for _ in $(seq 300); do
-    id=$(sed -n 's/^chat: trigger_deploy? //p' "$work/chat")
-    [ -n "$id" ] && break
-    sleep 0.1
-done
+id=$(in_chat "trigger_deploy? ")
 curl -fsS -X POST "http://127.0.0.1:$port/click?id=$id&by=sam@shop.example&yes=1"
 wait "$agent"
 if curl -fsS -X POST -H 'remit-signature: t=1,v1=00' -d '{}' "http://127.0.0.1:$port/remit" \
