@@ -63,6 +63,8 @@ enum Step {
         operation: FundOperation,
         amount: i64,
         expires: Option<u64>,
+        allocated: Option<i64>,
+        credit_surplus: bool,
     },
     Resolve {
         of: usize,
@@ -111,8 +113,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(of, by, more)| Step::Extend { of, by, more }),
         1 => (0..3_u8, amount()).prop_map(|(agent, points)| Step::Record { agent, points }),
         1 => (0..8_usize, amount()).prop_map(|(of, points)| Step::RecordExpired { of, points }),
-        2 => (operation, amount(), proptest::option::of(1..7_200_u64))
-            .prop_map(|(operation, amount, expires)| Step::Fund { operation, amount, expires }),
+        2 => (operation, amount(), proptest::option::of(1..7_200_u64), proptest::option::of(amount()), any::<bool>())
+            .prop_map(|(operation, amount, expires, allocated, credit_surplus)| {
+                Step::Fund { operation, amount, expires, allocated, credit_surplus }
+            }),
         3 => (0..8_usize, any::<bool>()).prop_map(|(of, approve)| Step::Resolve { of, approve }),
         2 => (0..8_usize).prop_map(|of| Step::Expire { of }),
         1 => (0..200_i64).prop_map(|allocation| Step::Reprovision { allocation }),
@@ -497,6 +501,8 @@ fn command(at: usize, step: &Step, made: &[ReservationId], now: Timestamp) -> Op
             operation,
             amount,
             expires,
+            allocated,
+            credit_surplus,
         } => Command::Fund(Box::new(Fund {
             key: key(format!("fund-{at}")),
             funding: Funding {
@@ -508,6 +514,10 @@ fn command(at: usize, step: &Step, made: &[ReservationId], now: Timestamp) -> Op
                 expires_at: expires
                     .filter(|_| *operation == FundOperation::Credit)
                     .map(|s| now.saturating_add(Duration::from_secs(s))),
+                allocated: allocated
+                    .filter(|_| *operation == FundOperation::ResetSpent)
+                    .map(|amount| Amount::new(amount).expect("an amount")),
+                credit_surplus: *credit_surplus && *operation == FundOperation::RepayDebt,
                 reason: "".into(),
             },
         })),
@@ -645,6 +655,8 @@ fn the_largest_credit_is_refused_rather_than_left_to_overflow_later() {
             operation,
             amount,
             expires: None,
+            allocated: None,
+            credit_surplus: false,
         };
         command(at, &step, &[], now).expect("a command")
     };

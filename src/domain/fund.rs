@@ -78,10 +78,7 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
     let amount = funding.amount;
     match funding.operation {
         FundOperation::Credit => {
-            if limit == Limit::Unlimited {
-                return Err(Refusal::BudgetUnlimited);
-            }
-            balance.grant(amount.get())?;
+            credit(balance, limit, amount)?;
             if let Some(expires_at) = funding.expires_at {
                 let credit = Credit {
                     left: amount,
@@ -102,14 +99,11 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
             }
             balance.grant(-amount.get())?;
         }
-        FundOperation::Reset => {
-            let Limit::Allocation(allocation) = limit else {
-                return Err(Refusal::BudgetUnlimited);
-            };
-            balance.set_granted(i128::from(amount.get()) - i128::from(allocation.get()))?;
-            balance.credits.clear();
-        }
+        FundOperation::Reset => allocate(balance, limit, amount)?,
         FundOperation::ResetSpent => {
+            if let Some(allocated) = funding.allocated {
+                allocate(balance, limit, allocated)?;
+            }
             let without = balance.used() - i128::from(balance.spent.get());
             if without + i128::from(amount.get()) > i128::from(i64::MAX) {
                 return Err(Refusal::AmountOverflow);
@@ -117,8 +111,29 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
             balance.spent = amount;
         }
         FundOperation::RepayDebt => {
+            let surplus = Amount::saturating_sub(amount, balance.debt);
             balance.debt = Amount::saturating_sub(balance.debt, amount);
+            if funding.credit_surplus && surplus > Amount::ZERO {
+                credit(balance, limit, surplus)?;
+            }
         }
     }
+    Ok(())
+}
+
+fn credit(balance: &mut Balance, limit: Limit, amount: Amount) -> Result<(), Refusal> {
+    if limit == Limit::Unlimited {
+        return Err(Refusal::BudgetUnlimited);
+    }
+    balance.grant(amount.get())?;
+    Ok(())
+}
+
+fn allocate(balance: &mut Balance, limit: Limit, amount: Amount) -> Result<(), Refusal> {
+    let Limit::Allocation(allocation) = limit else {
+        return Err(Refusal::BudgetUnlimited);
+    };
+    balance.set_granted(i128::from(amount.get()) - i128::from(allocation.get()))?;
+    balance.credits.clear();
     Ok(())
 }

@@ -674,6 +674,11 @@ impl Request {
                 (own.operation != theirs.operation, "operation"),
                 (own.amount != theirs.amount, "amount"),
                 (own.expires_at != theirs.expires_at, "expire_time"),
+                (own.allocated != theirs.allocated, "allocated"),
+                (
+                    own.credit_surplus != theirs.credit_surplus,
+                    "credit_surplus",
+                ),
                 (own.reason != theirs.reason, "reason"),
             ];
             return fields

@@ -438,6 +438,12 @@ pub struct Funding {
     /// When what is left of a credit lapses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// Beside what is spent: what is allocated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated: Option<Amount>,
+    /// What is repaid beyond the debt is a credit.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub credit_surplus: bool,
     /// Why.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub reason: Box<str>,

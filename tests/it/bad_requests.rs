@@ -583,6 +583,39 @@ async fn rows(
         "INVALID_REQUEST",
         "amount"
     );
+    let with_allocated = FundBudgetRequest {
+        allocated: Some(1),
+        ..fund("tenant:acme", 1, 1)
+    };
+    row!(
+        "allocate beside a credit",
+        provisioning.fund_budget(with_allocated),
+        invalid,
+        "INVALID_REQUEST",
+        "allocated"
+    );
+    let less_than_nothing = FundBudgetRequest {
+        allocated: Some(-1),
+        ..fund("tenant:acme", 4, 1)
+    };
+    row!(
+        "allocate less than nothing",
+        provisioning.fund_budget(less_than_nothing),
+        invalid,
+        "INVALID_REQUEST",
+        "allocated"
+    );
+    let with_surplus = FundBudgetRequest {
+        credit_surplus: true,
+        ..fund("tenant:acme", 2, 1)
+    };
+    row!(
+        "credit the surplus of a debit",
+        provisioning.fund_budget(with_surplus),
+        invalid,
+        "INVALID_REQUEST",
+        "credit_surplus"
+    );
     row!(
         "fund what is not there",
         provisioning.fund_budget(fund("tenant:acme/agent:y", 1, 5)),

@@ -195,6 +195,30 @@ async fn funding_changes_one_balance_and_lifts_the_mark_of_a_capped_use() {
         (balance.allocated, balance.remaining),
         (Some(100), Some(83))
     );
+    // What is spent alone, and together with what is allocated.
+    for (amount, allocated, then) in [(20, None, (100, 73)), (5, Some(50), (50, 38))] {
+        let set = FundBudgetRequest {
+            allocated,
+            ..fund(FundOperation::ResetSpent, amount)
+        };
+        let funded = provisioning.fund_budget(set).await.expect("a balance");
+        let balance = funded.into_inner().balance.expect("a balance");
+        let said = (balance.allocated, balance.remaining);
+        assert_eq!(
+            (said, balance.spent),
+            ((Some(then.0), Some(then.1)), amount)
+        );
+    }
+    // Without a debt everything is beyond it.
+    for (credit_surplus, allocated) in [(false, 50), (true, 57)] {
+        let repay = FundBudgetRequest {
+            credit_surplus,
+            ..fund(FundOperation::RepayDebt, 7)
+        };
+        let funded = provisioning.fund_budget(repay).await.expect("a balance");
+        let balance = funded.into_inner().balance.expect("a balance");
+        assert_eq!(balance.allocated, Some(allocated));
+    }
     world.database.assert_intact();
 }
 

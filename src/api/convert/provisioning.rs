@@ -467,6 +467,8 @@ pub fn fund(message: proto::FundBudgetRequest) -> Result<Fund, Status> {
         amount,
         expire_time,
         reason,
+        allocated,
+        credit_surplus,
     } = message;
     let mut fields = Fields::default();
     let key = fields.key(&idempotency_key);
@@ -491,6 +493,17 @@ pub fn fund(message: proto::FundBudgetRequest) -> Result<Fund, Status> {
     if expires_at.is_some() && operation != Some(FundOperation::Credit) {
         fields.bad("expire_time", "empty but for FUND_OPERATION_CREDIT");
     }
+    let allocated = match allocated {
+        Some(_) if operation != Some(FundOperation::ResetSpent) => {
+            fields.bad("allocated", "absent but for FUND_OPERATION_RESET_SPENT");
+            None
+        }
+        Some(amount) => fields.take("allocated", Amount::new(amount)).map(Some),
+        None => Some(None),
+    };
+    if credit_surplus && operation != Some(FundOperation::RepayDebt) {
+        fields.bad("credit_surplus", "false but for FUND_OPERATION_REPAY_DEBT");
+    }
     let made = (|| {
         Some(Fund {
             key: key?,
@@ -501,6 +514,8 @@ pub fn fund(message: proto::FundBudgetRequest) -> Result<Fund, Status> {
                 operation: operation?,
                 amount: amount?,
                 expires_at,
+                allocated: allocated?,
+                credit_surplus,
                 reason,
             },
         })

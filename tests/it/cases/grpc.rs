@@ -172,12 +172,19 @@ pub(super) async fn ask(
         Request::Fund(fund) => {
             let operation = format!("FUND_OPERATION_{}", fund.operation);
             let operation = proto::FundOperation::from_str_name(&operation);
+            let operation = operation.ok_or("an operation")?;
+            let (amount, allocated) = match operation {
+                proto::FundOperation::ResetSpent => (fund.spent.unwrap_or(0), Some(fund.amount)),
+                _ => (fund.amount, None),
+            };
             let message = proto::FundBudgetRequest {
                 idempotency_key,
                 scope: play.named(&fund.scope),
                 unit: fund.unit.proto().into(),
-                operation: operation.ok_or("an operation")?.into(),
-                amount: fund.amount,
+                operation: operation.into(),
+                amount,
+                allocated,
+                credit_surplus: operation == proto::FundOperation::RepayDebt,
                 ..proto::FundBudgetRequest::default()
             };
             let answer = provisioning.fund_budget(message).await;

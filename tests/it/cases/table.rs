@@ -508,7 +508,7 @@ pub(super) struct Fund {
     pub(super) unit: Unit,
     pub(super) operation: String,
     pub(super) amount: i64,
-    /// By HTTP.
+    /// Of RESET_SPENT, whose `amount` is what is allocated.
     pub(super) spent: Option<i64>,
 }
 
@@ -624,11 +624,6 @@ impl Step {
             && !by_http_alone
         {
             return Err("`post` is `only: http`".into());
-        }
-        if let Request::Fund(Fund { spent: Some(_), .. }) = request
-            && !by_http_alone
-        {
-            return Err("`spent` is `only: http`".into());
         }
         Ok(())
     }

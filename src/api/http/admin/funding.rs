@@ -1,19 +1,18 @@
-//! Funding: Remit's operations on one balance, one or two for each of the protocol's.
+//! Funding: an operator's change of one balance.
 
 use axum::body::Body;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
-use super::super::call::{Answer, Asker, Call};
+use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{object, object_or_none, word};
 use super::super::{Gateway, translate, wire};
 use super::budgets::{Named, Which, not_found, worded};
 use super::{Done, Params};
-use crate::domain::id::IdempotencyKey;
+use crate::domain::amount::Amount;
 use crate::domain::permission::Permission;
-use crate::domain::request::Digest;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
 
@@ -54,31 +53,34 @@ struct Funded {
     timestamp: String,
 }
 
-/// One step of a funding.
-struct Step<'a> {
-    key: String,
-    operation: proto::FundOperation,
-    amount: i64,
-    reason: &'a str,
-}
-
-async fn step(
-    gateway: &Gateway,
-    asker: &Asker,
-    named: &Named,
-    step: Step<'_>,
-) -> Result<proto::FundBudgetResponse, Fault> {
-    let message = proto::FundBudgetRequest {
-        idempotency_key: step.key,
-        scope: named.scope.clone(),
-        unit: translate::unit(named.unit).into(),
-        operation: step.operation.into(),
-        amount: step.amount,
-        reason: step.reason.to_owned(),
-        ..proto::FundBudgetRequest::default()
-    };
-    let funded = gateway.services.fund_budget(asker.request(message)).await;
-    Ok(funded.map_err(not_found)?.into_inner())
+impl Fund {
+    /// In Remit's words: RESET_SPENT is first about what is spent, and what is repaid beyond
+    /// the debt is a credit only where that is said.
+    fn message(self, named: &Named, key: String) -> proto::FundBudgetRequest {
+        use proto::FundOperation as To;
+        let given = self.amount.amount;
+        let (operation, amount, allocated) = match self.operation {
+            Operation::Credit => (To::Credit, given, None),
+            Operation::Debit => (To::Debit, given, None),
+            Operation::Reset => (To::Reset, given, None),
+            Operation::ResetSpent => {
+                let spent = self.spent.map_or(0, |spent| spent.amount);
+                (To::ResetSpent, spent, Some(given))
+            }
+            Operation::RepayDebt => (To::RepayDebt, given, None),
+        };
+        proto::FundBudgetRequest {
+            idempotency_key: key,
+            scope: named.scope.clone(),
+            unit: translate::unit(named.unit).into(),
+            operation: operation.into(),
+            amount,
+            allocated,
+            credit_surplus: operation == To::RepayDebt,
+            reason: self.reason.unwrap_or_default(),
+            ..proto::FundBudgetRequest::default()
+        }
+    }
 }
 
 pub(super) async fn fund(
@@ -93,81 +95,29 @@ pub(super) async fn fund(
     if let Some(key) = &given.idempotency_key {
         call.must_agree(key)?;
     }
-    for amount in [Some(given.amount), given.spent].into_iter().flatten() {
+    // Here, because the message has other names for them.
+    for (field, amount) in [("amount", Some(given.amount)), ("spent", given.spent)] {
+        let Some(amount) = amount else { continue };
         if amount.unit != named.unit {
-            return Err(Fault::other_unit("amount and spent"));
+            return Err(Fault::other_unit(field));
         }
+        Amount::new(amount.amount).map_err(|error| Fault::field(field, &error.to_string()))?;
     }
     if given.spent.is_some() && given.operation != Operation::ResetSpent {
         return Err(Fault::field("spent", "absent, but for RESET_SPENT"));
     }
-    let key = call.key_or(given.idempotency_key, fresh_key);
-    let reason = given.reason.unwrap_or_default();
-    let amount = given.amount.amount;
-    IdempotencyKey::parse(&key)
-        .map_err(|error| Fault::field("idempotency_key", &error.to_string()))?;
-    let one = |operation, amount, part: &str| Step {
-        key: match part {
-            "" => key.clone(),
-            part => Digest::of(format!("{key}\0{part}").as_bytes()).to_string(),
-        },
-        operation,
-        amount,
-        reason: &reason,
-    };
-    use proto::FundOperation as To;
-    let (first, last) = match given.operation {
-        Operation::Credit | Operation::Debit | Operation::Reset => {
-            let to = match given.operation {
-                Operation::Credit => To::Credit,
-                Operation::Debit => To::Debit,
-                _ => To::Reset,
-            };
-            let done = step(&gateway, &asker, &named, one(to, amount, "")).await?;
-            (done.clone(), done)
-        }
-        // Two changes of Remit's. Each is pinned to a key of its own, so that a retry ends
-        // what was begun; what tightens comes first.
-        Operation::ResetSpent => {
-            let spent = given.spent.map_or(0, |spent| spent.amount);
-            let before = named.find(&gateway, &asker).await?;
-            let allocate = one(To::Reset, amount, "");
-            let spend = one(To::ResetSpent, spent, "spent");
-            let (one, other) = match spent > before.spent.amount {
-                true => (spend, allocate),
-                false => (allocate, spend),
-            };
-            let first = step(&gateway, &asker, &named, one).await?;
-            let last = step(&gateway, &asker, &named, other).await?;
-            (first, last)
-        }
-        // What is paid beyond the debt is credited.
-        Operation::RepayDebt => {
-            let first = step(&gateway, &asker, &named, one(To::RepayDebt, amount, "")).await?;
-            let owed = first.previous.as_ref().map_or(0, |previous| previous.debt);
-            let surplus = amount.saturating_sub(owed);
-            let last = match surplus > 0 {
-                true => {
-                    step(
-                        &gateway,
-                        &asker,
-                        &named,
-                        one(To::Credit, surplus, "surplus"),
-                    )
-                    .await?
-                }
-                false => first.clone(),
-            };
-            (first, last)
-        }
-    };
-    let before = first.previous.as_ref().and_then(worded);
-    let after = last.balance.as_ref().and_then(worded);
+    let operation = given.operation;
+    let key = call.key_or(given.idempotency_key.clone(), fresh_key);
+    let message = given.message(&named, key);
+    let funded = gateway.services.fund_budget(asker.request(message)).await;
+    let funded = funded.map_err(not_found)?.into_inner();
+    let before = funded.previous.as_ref().and_then(worded);
+    let after = funded.balance.as_ref().and_then(worded);
     let (Some(before), Some(after)) = (before, after) else {
         return Err(Fault::internal());
     };
     let said = Answer::new(&Funded {
-        operation: given.operation,
+        operation,
         previous_allocated: before.allocated,
         new_allocated: after.allocated,
         previous_remaining: before.remaining,
@@ -178,5 +128,5 @@ pub(super) async fn fund(
         new_spent: after.spent,
         timestamp: format!("{:.3}", jiff::Timestamp::now()),
     })?;
-    Ok(said.recorded(last.ledger_sequence, last.replayed))
+    Ok(said.recorded(funded.ledger_sequence, funded.replayed))
 }
