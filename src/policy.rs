@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 use tonic::Status;
 
-use crate::api::convert::{authority, provisioning};
+use crate::api::convert::{authority, budgets, provisioning};
 use crate::client::{self, Bearer, failed, violations};
 use crate::config::ClientConfig;
 use crate::domain::activity::Activity;
@@ -211,7 +211,7 @@ fn fund(used: &Used, at: usize) -> anyhow::Result<Fund> {
         amount: used.amount,
         ..proto::FundBudgetRequest::default()
     };
-    provisioning::fund(message)
+    budgets::fund(message)
         .map_err(|status| mistakes(&status))
         .with_context(|| format!("used[{at}]"))
 }

@@ -1,12 +1,15 @@
 //! Messages to domain types and back. Every field of a message is taken apart by
 //! name, so that a new one does not compile until somebody has decided about it.
 
+pub mod api_keys;
 pub mod approvals;
 pub mod authority;
+pub mod budgets;
 pub mod events;
 pub mod ledger;
 pub mod provisioning;
 pub mod rules;
+pub mod tenants;
 
 use std::time::Duration;
 

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::{self, provisioning as words, rules};
+use crate::api::convert::{self, api_keys, budgets, provisioning, rules, tenants};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
@@ -29,7 +29,7 @@ impl Provisioning for Services {
         request: Request<proto::ProvisionRequest>,
     ) -> Result<Response<proto::ProvisionResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Provision).await?;
-        let asked = words::provision(request.into_inner())?;
+        let asked = provisioning::provision(request.into_inner())?;
         let tenants = asked.document.tenants_touched();
         for tenant in tenants.map_err(|_| not_found(Refusal::TenantNotFound))? {
             caller.may_see(&tenant)?;
@@ -43,7 +43,7 @@ impl Provisioning for Services {
             validate_only: asked.validate_only,
         };
         let provisioned = self.engine.provision(&provisioning, &caller.call()).await?;
-        Ok(Response::new(words::provisioned(provisioned)))
+        Ok(Response::new(provisioning::provisioned(provisioned)))
     }
 
     async fn fund_budget(
@@ -51,7 +51,7 @@ impl Provisioning for Services {
         request: Request<proto::FundBudgetRequest>,
     ) -> Result<Response<proto::FundBudgetResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::Fund).await?;
-        let fund = words::fund(request.into_inner())?;
+        let fund = budgets::fund(request.into_inner())?;
         let tenant = fund.funding.scope.tenant();
         let tenant = tenant.map_err(|_| not_found(Refusal::TenantNotFound))?;
         caller.may_see(&tenant)?;
@@ -78,7 +78,7 @@ impl Provisioning for Services {
             unit,
             period,
         } = request.into_inner();
-        let key = words::named_budget(&scope, unit, period)?;
+        let key = budgets::named_budget(&scope, unit, period)?;
         let missing = || {
             not_found(Refusal::BudgetNotFound {
                 scope: key.scope.clone(),
@@ -98,7 +98,7 @@ impl Provisioning for Services {
             .budget(&tenant, &key.scope, key.unit, key.period);
         let budget = found.await?.ok_or_else(missing)?;
         Ok(Response::new(proto::GetBudgetResponse {
-            budget: Some(words::budget(&budget)),
+            budget: Some(budgets::budget(&budget)),
         }))
     }
 
@@ -129,7 +129,7 @@ impl Provisioning for Services {
             found.retain(|budget| prefix.matches_scope(&budget.scope));
         }
         Ok(Response::new(proto::ListBudgetsResponse {
-            budgets: found.iter().map(words::budget).collect(),
+            budgets: found.iter().map(budgets::budget).collect(),
             next_page_token,
         }))
     }
@@ -147,7 +147,7 @@ impl Provisioning for Services {
         let found = self.engine.tenant(&tenant).await?;
         let found = found.ok_or_else(|| not_found(Refusal::TenantNotFound))?;
         Ok(Response::new(proto::GetTenantResponse {
-            tenant: Some(words::tenant(&found)),
+            tenant: Some(tenants::tenant(&found)),
         }))
     }
 
@@ -172,7 +172,7 @@ impl Provisioning for Services {
         };
         let (found, next_page_token) = page.cut(found, |last| last.id.to_string());
         Ok(Response::new(proto::ListTenantsResponse {
-            tenants: found.iter().map(words::tenant).collect(),
+            tenants: found.iter().map(tenants::tenant).collect(),
             next_page_token,
         }))
     }
@@ -247,7 +247,7 @@ impl Provisioning for Services {
     ) -> Result<Response<proto::CreateApiKeyResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
         let now = self.engine.now();
-        let asked = words::create_api_key(request.into_inner(), caller.tenant(), now)?;
+        let asked = api_keys::create_api_key(request.into_inner(), caller.tenant(), now)?;
         if let Some(tenant) = &asked.tenant {
             caller.may_see(tenant)?;
             let found = self.engine.tenant(tenant).await?;
@@ -282,7 +282,7 @@ impl Provisioning for Services {
         let created = self.engine.create_key(&new, key, &caller.call()).await;
         let (key, replayed) = created?;
         Ok(Response::new(proto::CreateApiKeyResponse {
-            api_key: Some(words::api_key(&key)),
+            api_key: Some(api_keys::api_key(&key)),
             secret: if replayed {
                 String::new()
             } else {
@@ -321,7 +321,7 @@ impl Provisioning for Services {
             format!("{} {}", last.created_at.as_micros(), last.id)
         });
         Ok(Response::new(proto::ListApiKeysResponse {
-            api_keys: found.iter().map(words::api_key).collect(),
+            api_keys: found.iter().map(api_keys::api_key).collect(),
             next_page_token,
         }))
     }
@@ -332,11 +332,11 @@ impl Provisioning for Services {
     ) -> Result<Response<proto::RevokeApiKeyResponse>, Status> {
         let caller = Caller::of(&self.engine, &request, Permission::ManageKeys).await?;
         let proto::RevokeApiKeyRequest { key_id } = request.into_inner();
-        let id = words::key_id(&key_id)?;
+        let id = api_keys::key_id(&key_id)?;
         let call = caller.call();
         let revoked = self.engine.revoke_key(caller.tenant(), &id, &call).await?;
         Ok(Response::new(proto::RevokeApiKeyResponse {
-            api_key: Some(words::api_key(&revoked)),
+            api_key: Some(api_keys::api_key(&revoked)),
         }))
     }
 }
