@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 use tonic::Status;
 
-use crate::api::convert::{authority, budgets, provisioning};
+use crate::api::convert::{answers, authority, budgets, provisioning};
 use crate::client::{self, Bearer, failed, violations};
 use crate::config::ClientConfig;
 use crate::domain::activity::Activity;
@@ -252,7 +252,7 @@ fn apply(
 
 fn differences(want: &Want, answer: &Answer) -> Vec<String> {
     let mut differences = Vec::new();
-    let decision = authority::decision(answer.verdict.decision());
+    let decision = answers::decision(answer.verdict.decision());
     if decision != want.decision {
         differences.push(format!(
             "wanted {}, got {}",

@@ -2,7 +2,7 @@
 
 use tonic::Status;
 
-use super::authority::{context_message, reason, subject_message};
+use super::answers::{context_message, reason, subject_message};
 use super::rules::explanation_message;
 use super::{amounts, time};
 use crate::api::fields::Fields;

@@ -1,6 +1,6 @@
 //! The messages of `Ledger`.
 
-use super::authority::{decision as decision_message, reason};
+use super::answers::{decision as decision_message, reason};
 use super::time;
 use crate::api::fields::Fields;
 use crate::domain::id::TenantId;

@@ -1,10 +1,12 @@
 //! Messages to domain types and back. Every field of a message is taken apart by
 //! name, so that a new one does not compile until somebody has decided about it.
 
+pub mod answers;
 pub mod api_keys;
 pub mod approvals;
 pub mod authority;
 pub mod budgets;
+pub mod catalogue;
 pub mod events;
 pub mod ledger;
 pub mod provisioning;

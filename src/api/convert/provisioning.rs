@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use tonic::Status;
 
 use super::budgets::{budget_key, budget_once, budget_spec};
-use super::rules;
 use super::tenants::tenant_spec;
+use super::{catalogue, rules};
 use crate::api::fields::Fields;
 use crate::domain::id::IdempotencyKey;
 use crate::domain::ledger::{Change, ChangeKind};
@@ -97,13 +97,13 @@ pub fn provision(message: proto::ProvisionRequest) -> Result<Asked, Status> {
     }
     let mut seen = HashSet::new();
     for (at, tool) in tools.into_iter().enumerate() {
-        let tool = rules::tool(&mut fields, &format!("tools[{at}]"), tool, &mut seen);
+        let tool = catalogue::tool(&mut fields, &format!("tools[{at}]"), tool, &mut seen);
         document.tools.extend(tool);
     }
     for (at, tool) in absent_tools.into_iter().enumerate() {
         let proto::ToolRef { tenant, name } = tool;
         let at = format!("absent_tools[{at}]");
-        let named = rules::tool_name(&mut fields, &at, &tenant, &name, &mut seen);
+        let named = catalogue::tool_name(&mut fields, &at, &tenant, &name, &mut seen);
         document.absent_tools.extend(named);
     }
     if policies.len() > POLICIES_MAX {

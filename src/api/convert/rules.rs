@@ -1,16 +1,17 @@
-//! Messages about what beside budgets decides: tools, policies, freezes, caps, and what a
-//! decision went by.
+//! Messages about what beside budgets decides: policies, thresholds, freezes, caps, and what
+//! a decision went by.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{amounts, duration, time, unit};
+use super::catalogue::{level, level_message};
+use super::{duration, time, unit};
 use crate::api::fields::Fields;
 use crate::domain::amount::Amount;
 use crate::domain::approve::{ApprovalTimeout, GROUPS_MAX};
 use crate::domain::budget::OnExceeded;
 use crate::domain::caps::Caps;
-use crate::domain::catalogue::{ActionLevel, Pattern, Tier, Tool, UnknownAction};
+use crate::domain::catalogue::{Pattern, Tier};
 use crate::domain::id::{Name, TenantId};
 use crate::domain::ledger::{Explanation, Versioned};
 use crate::domain::narrowing::{BasisPoints, Highest, Threshold, rising};
@@ -19,82 +20,12 @@ use crate::domain::policy::{
     Effect, Match, Mode, Policy, PolicyDocument, RULES_MAX, Rule, rule_id,
 };
 use crate::domain::provision::FreezeSpec;
-use crate::domain::request::action_name;
 use crate::domain::scope::{Scope, ScopeFilter};
 use crate::domain::tenant::{Freeze, KEPT_BYTES_MAX, KeepArguments};
 use crate::proto;
 
 /// Most values of one list of a rule.
 const LIST_MAX: usize = 100;
-
-fn level(fields: &mut Fields, field: &str, value: i32) -> Option<ActionLevel> {
-    match proto::ActionLevel::try_from(value) {
-        Ok(proto::ActionLevel::Read) => Some(ActionLevel::Read),
-        Ok(proto::ActionLevel::Write) => Some(ActionLevel::Write),
-        Ok(proto::ActionLevel::Execute) => Some(ActionLevel::Execute),
-        Ok(proto::ActionLevel::Delete) => Some(ActionLevel::Delete),
-        Ok(proto::ActionLevel::Unspecified) | Err(_) => {
-            fields.bad(
-                field,
-                "one of ACTION_LEVEL_READ, ACTION_LEVEL_WRITE, ACTION_LEVEL_EXECUTE, ACTION_LEVEL_DELETE",
-            );
-            None
-        }
-    }
-}
-
-fn level_message(level: ActionLevel) -> proto::ActionLevel {
-    match level {
-        ActionLevel::Read => proto::ActionLevel::Read,
-        ActionLevel::Write => proto::ActionLevel::Write,
-        ActionLevel::Execute => proto::ActionLevel::Execute,
-        ActionLevel::Delete => proto::ActionLevel::Delete,
-    }
-}
-
-/// What unknown actions are taken for.
-pub(super) fn unknown_action(
-    fields: &mut Fields,
-    at: &str,
-    message: proto::UnknownAction,
-) -> Option<UnknownAction> {
-    let proto::UnknownAction {
-        deny,
-        level: level_value,
-        tier,
-        costs,
-    } = message;
-    if deny {
-        if level_value != 0 || tier != 0 || !costs.is_empty() {
-            fields.bad(at, "either deny: true, or a level, a tier and costs");
-        }
-        return Some(UnknownAction::Deny);
-    }
-    let level = level(fields, &format!("{at}.level"), level_value);
-    let tier = fields.take(&format!("{at}.tier"), Tier::new(tier));
-    let costs = fields.amounts(&format!("{at}.costs"), costs);
-    Some(UnknownAction::As {
-        level: level?,
-        tier: tier?,
-        costs,
-    })
-}
-
-/// Words what unknown actions are taken for.
-pub(super) fn unknown_action_message(unknown: &UnknownAction) -> proto::UnknownAction {
-    match unknown {
-        UnknownAction::Deny => proto::UnknownAction {
-            deny: true,
-            ..proto::UnknownAction::default()
-        },
-        UnknownAction::As { level, tier, costs } => proto::UnknownAction {
-            deny: false,
-            level: level_message(*level).into(),
-            tier: tier.get().into(),
-            costs: amounts(costs),
-        },
-    }
-}
 
 /// What is kept of arguments.
 pub(super) fn keep_arguments(
@@ -239,79 +170,6 @@ fn patterns(fields: &mut Fields, at: &str, texts: Vec<String>) -> Vec<Pattern> {
     texts
         .filter_map(|(n, text)| fields.take(&format!("{at}[{n}]"), Pattern::parse(&text)))
         .collect()
-}
-
-/// A tool, as it shall be.
-pub(super) fn tool(
-    fields: &mut Fields,
-    at: &str,
-    message: proto::Tool,
-    seen: &mut HashSet<(TenantId, String)>,
-) -> Option<(TenantId, Tool)> {
-    let proto::Tool {
-        tenant,
-        name,
-        level: level_value,
-        tier,
-        kind,
-        toolset,
-        costs,
-    } = message;
-    let named = tool_name(fields, at, &tenant, &name, seen);
-    let level = level(fields, &format!("{at}.level"), level_value);
-    let tier = fields.take(&format!("{at}.tier"), Tier::new(tier));
-    let kind = match kind.as_str() {
-        "" => None,
-        kind => fields.take(&format!("{at}.kind"), action_name(kind)),
-    };
-    let toolset = fields.name(&format!("{at}.toolset"), &toolset);
-    let costs = fields.amounts(&format!("{at}.costs"), costs);
-    let (tenant, name) = named?;
-    let tool = Tool {
-        name,
-        level: level?,
-        tier: tier?,
-        kind,
-        toolset,
-        costs,
-    };
-    Some((tenant, tool))
-}
-
-/// What names a tool, once in a document.
-pub(super) fn tool_name(
-    fields: &mut Fields,
-    at: &str,
-    tenant: &str,
-    name: &str,
-    seen: &mut HashSet<(TenantId, String)>,
-) -> Option<(TenantId, Pattern)> {
-    let tenant = fields.take(&format!("{at}.tenant"), TenantId::parse(tenant));
-    let name = fields.take(&format!("{at}.name"), Pattern::parse(name));
-    let (tenant, name) = tenant.zip(name)?;
-    if !seen.insert((tenant.clone(), name.as_str().to_owned())) {
-        fields.bad(
-            format!("{at}.name"),
-            "named once in a document with its tenant",
-        );
-    }
-    Some((tenant, name))
-}
-
-/// Words a tool.
-pub fn tool_message(tenant: &TenantId, tool: &Tool) -> proto::Tool {
-    proto::Tool {
-        tenant: tenant.to_string(),
-        name: tool.name.to_string(),
-        level: level_message(tool.level).into(),
-        tier: tool.tier.get().into(),
-        kind: tool.kind.as_deref().unwrap_or_default().to_owned(),
-        toolset: tool
-            .toolset
-            .as_ref()
-            .map_or_else(String::new, |name| name.display().to_owned()),
-        costs: amounts(&tool.costs),
-    }
 }
 
 /// A policy, checked as a whole, and whose it is: that of the operators for all tenants.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{duration, overage_policy, parse_overage_policy, rules, time};
+use super::{catalogue, duration, overage_policy, parse_overage_policy, rules, time};
 use crate::api::fields::Fields;
 use crate::domain::id::TenantId;
 use crate::domain::provision::TenantSpec;
@@ -67,7 +67,7 @@ pub(super) fn tenant_spec(
         None => None,
         Some(unknown) => {
             let at = format!("{at}.unknown_action");
-            Some(rules::unknown_action(fields, &at, unknown)?)
+            Some(catalogue::unknown_action(fields, &at, unknown)?)
         }
     };
     let field = format!("{at}.activity_window");
@@ -165,7 +165,9 @@ pub fn tenant(tenant: &Tenant) -> proto::Tenant {
         unprovisioned_rule: rule.into(),
         default_overage_policy: overage_policy(*default_overage_policy).into(),
         create_time: Some(time(tenant.created_at)),
-        unknown_action: unknown_action.as_ref().map(rules::unknown_action_message),
+        unknown_action: unknown_action
+            .as_ref()
+            .map(catalogue::unknown_action_message),
         activity_window: Some(duration(activity_window.get())),
         keep_arguments: keep_arguments.as_ref().map(rules::keep_arguments_message),
         cycles_compatible: cycles.map(|rules| proto::CyclesRules {

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::{self, approvals as words, authority};
+use crate::api::convert::{self, answers, approvals as words};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
@@ -116,7 +116,7 @@ impl Approvals for Services {
             balances: balances.iter().map(convert::balance).collect(),
             earlier: earlier
                 .iter()
-                .map(|reservation| authority::reservation(reservation, now))
+                .map(|reservation| answers::reservation(reservation, now))
                 .collect(),
         }))
     }

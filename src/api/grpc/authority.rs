@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::{self, authority as words};
+use crate::api::convert::{self, answers, authority as words};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
@@ -55,7 +55,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::decided(&tenant, &answer)))
+        Ok(Response::new(answers::decided(&tenant, &answer)))
     }
 
     async fn reserve(
@@ -71,7 +71,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::reserved(&tenant, &answer)))
+        Ok(Response::new(answers::reserved(&tenant, &answer)))
     }
 
     async fn commit(
@@ -86,7 +86,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::committed(&answer)))
+        Ok(Response::new(answers::committed(&answer)))
     }
 
     async fn release(
@@ -101,7 +101,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::released(&answer)))
+        Ok(Response::new(answers::released(&answer)))
     }
 
     async fn extend(
@@ -116,7 +116,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::extended(&answer)))
+        Ok(Response::new(answers::extended(&answer)))
     }
 
     async fn record(
@@ -134,7 +134,7 @@ impl Authority for Services {
             .engine
             .execute(&tenant, command, &caller.call())
             .await?;
-        Ok(Response::new(words::recorded(&answer)))
+        Ok(Response::new(answers::recorded(&answer)))
     }
 
     async fn get_reservation(
@@ -152,7 +152,7 @@ impl Authority for Services {
         let (tenant, id) = fields.finish(tenant.zip(id))?;
         let reservation = self.seen(&caller, &tenant, id).await?;
         Ok(Response::new(proto::GetReservationResponse {
-            reservation: Some(words::reservation(&reservation, self.engine.now())),
+            reservation: Some(answers::reservation(&reservation, self.engine.now())),
         }))
     }
 
@@ -175,7 +175,7 @@ impl Authority for Services {
         let first = self.seen(&caller, &tenant, id).await?;
         let engine = self.engine.clone();
         let word = move |reservation: &Reservation, now| proto::WaitReservationResponse {
-            reservation: Some(words::reservation(reservation, now)),
+            reservation: Some(answers::reservation(reservation, now)),
         };
         let now = engine.now();
         let waits = first.is_pending() && !first.is_overdue(now);
@@ -209,7 +209,7 @@ impl Authority for Services {
             () = stopping.cancelled() => return Err(status::stopping()),
         };
         Ok(Response::new(proto::AwaitReservationResponse {
-            reservation: Some(words::reservation(&decided, self.engine.now())),
+            reservation: Some(answers::reservation(&decided, self.engine.now())),
         }))
     }
 
@@ -246,7 +246,7 @@ impl Authority for Services {
         let found = self.engine.reservations(&tenant, query).await?;
         let (found, next_page_token) = page.cut(found, |last| last.id.to_string());
         Ok(Response::new(proto::ListReservationsResponse {
-            reservations: found.iter().map(|r| words::reservation(r, now)).collect(),
+            reservations: found.iter().map(|r| answers::reservation(r, now)).collect(),
             next_page_token,
         }))
     }

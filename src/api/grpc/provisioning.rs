@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use crate::api::auth::Caller;
-use crate::api::convert::{self, api_keys, budgets, provisioning, rules, tenants};
+use crate::api::convert::{self, api_keys, budgets, catalogue, provisioning, rules, tenants};
 use crate::api::fields::Fields;
 use crate::api::page::Page;
 use crate::api::status;
@@ -190,7 +190,7 @@ impl Provisioning for Services {
             tools: tools
                 .document
                 .iter()
-                .map(|tool| rules::tool_message(&tenant, tool))
+                .map(|tool| catalogue::tool_message(&tenant, tool))
                 .collect(),
             version: tools.version,
         }))
