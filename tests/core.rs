@@ -538,6 +538,38 @@ fn record(at: usize, of: RecordOf, amounts: Amounts) -> Record {
     }
 }
 
+/// What is owed is owed on the last balance, and periods give out no more together than
+/// each of them does, with what people granted.
+fn check_account(run: &Run, balances: &[&Balance]) {
+    let [first, .., last] = balances else { return };
+    for balance in balances.iter().filter(|balance| balance.no != last.no) {
+        assert_eq!(balance.debt, Amount::ZERO, "{balance:?}");
+    }
+    let budget = run.config.budget(first.budget).expect("a budget");
+    let (Limit::Allocation(each), CarryOver::Forward) =
+        (budget.terms.limit, budget.terms.carry_over)
+    else {
+        return;
+    };
+    let between = budget.calendar.windows_between(first.window, last.window);
+    let resolved = run
+        .rows
+        .entries
+        .iter()
+        .filter(|entry| entry.body.kind == EntryKind::Resolve);
+    let granted: i128 = resolved
+        .flat_map(|entry| &entry.body.movements)
+        .filter(|moved| balances.iter().any(|balance| balance.no == moved.balance))
+        .map(|moved| i128::from(moved.granted))
+        .sum();
+    let most = i128::from(each.get()) * i128::from(between + 2) + granted;
+    let given_out: i128 = balances
+        .iter()
+        .map(|balance| i128::from(each.get()) + i128::from(balance.granted))
+        .sum();
+    assert!(given_out <= most, "{given_out} of {most}: {balances:?}");
+}
+
 /// Held is what open reservations say, and no reservation has let a balance over
 /// what it is allocated; the entries alone give the same balances.
 fn check(run: &Run) {
@@ -561,6 +593,15 @@ fn check(run: &Run) {
             balance.debt <= Amount::new(20).expect("an amount"),
             "{balance:?} {budget:?}"
         );
+    }
+
+    let mut accounts: BTreeMap<(BudgetNo, Arc<str>), Vec<&Balance>> = BTreeMap::new();
+    for balance in run.rows.balances.values() {
+        let account = (balance.budget, balance.scope.clone());
+        accounts.entry(account).or_default().push(balance);
+    }
+    for balances in accounts.values() {
+        check_account(run, balances);
     }
 
     let mut verifier = Verifier::new(tenant());
@@ -664,5 +705,63 @@ fn the_largest_credit_is_refused_rather_than_left_to_overflow_later() {
     assert_eq!(credit, Err(Refusal::AmountOverflow));
     run.apply(&fund(1, FundOperation::Reset, 0), now)
         .expect("a balance");
+    check(&run);
+}
+
+#[test]
+fn what_is_used_too_much_after_a_period_is_owed_in_the_next_one() {
+    let mut run = Run::new(true);
+    let hour = Timestamp::from_micros(1_700_002_800_000_000);
+    let before = Timestamp::from_micros(hour.as_micros() - 30_000_000);
+    let reserve = |points| Step::Reserve {
+        agent: 0,
+        points,
+        tokens: None,
+        policy: Some(OveragePolicy::AllowWithOverdraft),
+        again: false,
+    };
+    let apply = |run: &mut Run, at, step: &Step, made: &[ReservationId], now| {
+        let command = command(at, step, made, now).expect("a command");
+        let answer = run.apply(&command, now).expect("an answer");
+        check(run);
+        answer
+    };
+    // Allocated, held, spent and owed of the agent's hours, in their order.
+    let hours = |run: &Run| {
+        let hours = run.rows.balances.values().filter(|b| b.budget.0 == 2);
+        let amounts = hours.map(|b| {
+            (
+                50 + b.granted,
+                b.reserved.get(),
+                b.spent.get(),
+                b.debt.get(),
+            )
+        });
+        amounts.collect::<Vec<_>>()
+    };
+    let lease = |answer: Answer| answer.lease.expect("a hold").reservation;
+    let made = [
+        lease(apply(&mut run, 0, &reserve(10), &[], before)),
+        lease(apply(&mut run, 1, &reserve(10), &[], before)),
+    ];
+    assert_eq!(hours(&run), [(50, 20, 0, 0)]);
+    apply(&mut run, 2, &reserve(1), &[], hour);
+    assert_eq!(hours(&run), [(20, 20, 0, 0), (80, 1, 0, 0)]);
+    // The 30 that were left have moved on: 15 more than 10 are an overdraft.
+    let commit = |of, actual| Step::Commit {
+        of,
+        actual: Some(actual),
+        again: false,
+    };
+    apply(&mut run, 3, &commit(0, 25), &made, hour);
+    assert_eq!(hours(&run), [(20, 10, 10, 0), (80, 1, 0, 15)]);
+    // And counts against the limit of 20, whichever hour the next one was let in in.
+    let much = command(4, &commit(1, 16), &made, hour).expect("a command");
+    let refused = run.apply(&much, hour).expect_err("too much");
+    let debt = Amount::new(21).expect("an amount");
+    assert!(
+        matches!(&refused, Refusal::OverdraftLimitExceeded { debt: of, .. } if *of == debt),
+        "{refused:?}"
+    );
     check(&run);
 }

@@ -163,6 +163,8 @@ pub struct Answer {
     pub verdict: Verdict,
     /// Reserve, Extend and an approval: the hold.
     pub lease: Option<Lease>,
+    /// Reserve without effect: what it would hold.
+    pub would_hold: Amounts,
     /// Reserve: the approval that it waits for, named as the reservation.
     pub waits: Option<(ReservationId, Arc<Approval>)>,
     /// Commit and Record: what was charged.
@@ -189,6 +191,7 @@ impl Answer {
         Self {
             verdict,
             lease: None,
+            would_hold: Amounts::NONE,
             waits: None,
             charged: Amounts::NONE,
             released: Amounts::NONE,

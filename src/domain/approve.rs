@@ -13,6 +13,7 @@ use super::answer::{Answer, Verdict};
 use super::budget::{BudgetState, named};
 use super::decide::lease;
 use super::id::{KeyHash, KeyId, Malformed, Method, ReservationId, Sequence};
+use super::ladder::stopped;
 use super::ledger::{Body, EntryKind, Movement, Request};
 use super::refusal::{Reason, ReasonCode, Refusal};
 use super::request::{Origin, Resolve};
@@ -251,38 +252,47 @@ impl TenantState {
         key: KeyHash,
         now: Timestamp,
     ) -> Result<Answer, Refusal> {
-        let stopped = |code| Refusal::ApprovalStopped {
+        let refused = |code| Refusal::ApprovalStopped {
             reason: Box::new(Reason::of_tenant(code)),
         };
         match self.config.tenant.settings.state {
             State::Active => {}
-            State::Suspended => return Err(stopped(ReasonCode::TenantSuspended)),
-            State::Closed => return Err(stopped(ReasonCode::TenantClosed)),
+            State::Suspended => return Err(refused(ReasonCode::TenantSuspended)),
+            State::Closed => return Err(refused(ReasonCode::TenantClosed)),
         }
         let subject = self
             .config
             .placed(&reservation.subject, &reservation.action);
         let mut freezes = self.freezes.document.iter();
         if freezes.any(|freeze| freeze.scope.applied_to(&subject).is_some()) {
-            return Err(stopped(ReasonCode::ScopeFrozen));
+            return Err(refused(ReasonCode::ScopeFrozen));
         }
         let expires_at = now.saturating_add(Duration::from_micros(approval.ttl_us));
         let lapses_at = expires_at.saturating_add(reservation.grace);
         let numbers = reservation.holds().chain(approval.short.iter().copied());
         let mut accounts = self.accounts(numbers.map(|hold| hold.0), now);
-        for account in &accounts {
+        let cycles = self.config.tenant.settings.cycles.is_some();
+        let reserved = reservation.reserved();
+        let lines = self.lines(&subject, now);
+        let counted = lines
+            .iter()
+            .filter(|line| !cycles || reserved.get(line.budget.unit).is_some());
+        // Those that hold it need not apply any more.
+        let holding = accounts.iter().filter_map(|account| {
             let code = match account.budget.terms.state {
-                BudgetState::Active => continue,
+                BudgetState::Active => return None,
                 BudgetState::Frozen => ReasonCode::BudgetFrozen,
                 BudgetState::Closed => ReasonCode::BudgetClosed,
             };
-            return Err(Refusal::ApprovalStopped {
-                reason: Box::new(Reason {
-                    scope: Some(account.before.scope.clone()),
-                    unit: Some(account.budget.unit),
-                    ..Reason::of_tenant(code)
-                }),
-            });
+            Some(Reason {
+                scope: Some(account.before.scope.clone()),
+                unit: Some(account.budget.unit),
+                ..Reason::of_tenant(code)
+            })
+        });
+        if let Some(reason) = stopped(counted).into_iter().chain(holding).next() {
+            let reason = Box::new(reason);
+            return Err(Refusal::ApprovalStopped { reason });
         }
         let Some(tranche) = reservation.tranches.first_mut() else {
             return Err(Refusal::ReservationNotFound(reservation.id));
@@ -293,9 +303,10 @@ impl TenantState {
                 continue;
             };
             let missing = account.after.missing(account.budget.terms.limit, amount);
-            account
-                .after
-                .grant(Amount::clamp(missing.unwrap_or(0)).get())?;
+            // Never more than the action asks for: what was cut below what others hold
+            // stays cut.
+            let granted = Amount::clamp(missing.unwrap_or(0)).min(amount);
+            account.after.grant(granted.get())?;
             account.after.hold(amount, lapses_at)?;
             tranche.holds.push(*hold);
         }

@@ -160,10 +160,6 @@ pub struct Credit {
     pub expires_at: Timestamp,
 }
 
-/// Most that can be granted or taken beside an allocation: the difference of any
-/// two such amounts is an amount too.
-const GRANTED_MAX: i64 = i64::MAX / 2;
-
 /// Most expiring credits of one balance.
 pub const CREDITS_MAX: usize = 16;
 
@@ -314,12 +310,10 @@ impl Balance {
         self.set_granted(i128::from(self.granted) + i128::from(amount))
     }
 
-    /// Sets what is granted.
+    /// Sets what is granted. The ledger tells the difference, which has to fit too.
     pub fn set_granted(&mut self, granted: i128) -> Result<(), Overflow> {
         let granted = i64::try_from(granted).map_err(|_| Overflow)?;
-        if granted.abs() > GRANTED_MAX {
-            return Err(Overflow);
-        }
+        granted.checked_sub(self.granted).ok_or(Overflow)?;
         self.granted = granted;
         Ok(())
     }
@@ -363,12 +357,10 @@ impl Balance {
         const SOONEST: Duration = Duration::from_secs(1);
 
         let allocated = self.allocated(limit)?;
-        let without_holds = Amount::clamp(
-            i128::from(allocated.get())
-                - i128::from(self.spent.get())
-                - i128::from(self.debt.get()),
-        );
-        let at = if asked <= without_holds {
+        let without_holds = i128::from(allocated.get())
+            - i128::from(self.spent.get())
+            - i128::from(self.debt.get());
+        let at = if i128::from(asked.get()) <= without_holds {
             self.next_lapse
         } else {
             let Limit::Allocation(renewed) = limit else {
@@ -419,7 +411,7 @@ impl Balance {
         balance.credits = std::mem::take(&mut closed.credits);
         // What carries over is what was not used and does not move on by itself.
         let lasting = i128::from(unused.get()) - i128::from(credits.get());
-        let carried = match (budget.terms.carry_over, budget.terms.limit) {
+        let carried: i128 = match (budget.terms.carry_over, budget.terms.limit) {
             (CarryOver::None, _) | (_, Limit::Unlimited) => 0,
             (CarryOver::Forward, Limit::Allocation(each)) => {
                 let skipped = budget.calendar.windows_between(previous.window, window);
@@ -432,7 +424,10 @@ impl Balance {
             }
         };
         let granted = carried + i128::from(credits.get());
-        balance.granted = Amount::clamp(granted).get().min(GRANTED_MAX);
+        balance.granted = Amount::clamp(granted).get();
+        // What has moved on is not there any more: what still settles here can't use it too.
+        let moved = Amount::clamp(carried.min(lasting) + i128::from(credits.get()));
+        closed.granted = closed.granted.saturating_sub(moved.get());
         Opening {
             balance,
             previous: Some(closed),
@@ -447,4 +442,53 @@ pub struct Opening {
     pub balance: Balance,
     /// The account of the period before.
     pub previous: Option<Balance>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn balance(spent: i64, reserved: i64) -> Balance {
+        let amount = |value| Amount::new(value).expect("an amount");
+        let calendar = Calendar::new(crate::domain::period::Period::Total, "").expect("a calendar");
+        let window = calendar.window(Timestamp::default());
+        let mut balance = Balance::new(BalanceNo(1), BudgetNo(1), "tenant:acme".into(), window);
+        balance.spent = amount(spent);
+        balance.reserved = amount(reserved);
+        balance
+    }
+
+    fn limit(value: i64) -> Limit {
+        Limit::Allocation(Amount::new(value).expect("an amount"))
+    }
+
+    #[test]
+    fn waiting_helps_only_where_holds_are_in_the_way() {
+        let now = Timestamp::default();
+        let waits = |balance: &Balance, asked| {
+            let asked = Amount::new(asked).expect("an amount");
+            balance.retry_after(limit(100), asked, now).is_some()
+        };
+        assert!(waits(&balance(80, 20), 20));
+        assert!(!waits(&balance(80, 20), 21));
+        // More is used than is allocated: not even nothing fits, whoever gives back.
+        assert!(waits(&balance(100, 20), 0));
+        assert!(!waits(&balance(150, 20), 0));
+    }
+
+    #[test]
+    fn every_amount_can_be_granted_and_taken_again() {
+        let mut balance = balance(0, 0);
+        balance.grant(i64::MAX).expect("a credit");
+        assert_eq!(balance.allocated(limit(0)), Amount::new(i64::MAX).ok());
+        assert_eq!(balance.grant(1), Err(Overflow));
+        balance.grant(-i64::MAX).expect("a debit");
+        assert_eq!(balance.allocated(limit(5)), Amount::new(5).ok());
+        balance.grant(-i64::MAX).expect("a debit");
+        assert_eq!(
+            balance.set_granted(i128::from(i64::MAX)),
+            Err(Overflow),
+            "the ledger could not tell the difference"
+        );
+    }
 }

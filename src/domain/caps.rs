@@ -1,8 +1,10 @@
 //! Caps: limits that an agent must keep after `ALLOW_WITH_CAPS`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use wildmatch::WildMatch;
 
 use super::amount::Amount;
 
@@ -45,10 +47,7 @@ impl Caps {
         least(&mut self.max_steps_remaining, other.max_steps_remaining);
         self.cooldown_ms = self.cooldown_ms.max(other.cooldown_ms);
         self.tool_allowlist = match (&self.tool_allowlist, &other.tool_allowlist) {
-            (Some(own), Some(other)) if own != other => {
-                let both = own.iter().filter(|tool| other.contains(tool));
-                Some(both.cloned().collect())
-            }
+            (Some(own), Some(other)) if own != other => Some(common(own, other)),
             (own, other) => own.clone().or_else(|| other.clone()),
         };
         if self.tool_denylist.is_empty() {
@@ -60,6 +59,26 @@ impl Caps {
             self.tool_denylist = all.cloned().collect();
         }
     }
+}
+
+/// What is in both lists of names and globs. Two globs of which neither contains the other
+/// leave nothing: no glob says what they have in common.
+fn common(one: &[Box<str>], other: &[Box<str>]) -> Arc<[Box<str>]> {
+    fn within<'a>(inner: &'a [Box<str>], outer: &[Box<str>]) -> impl Iterator<Item = &'a Box<str>> {
+        let names: HashSet<&str> = outer.iter().map(|name| &**name).collect();
+        let globs: Vec<WildMatch> = outer
+            .iter()
+            .filter(|name| name.contains('*'))
+            .map(|glob| WildMatch::new(glob))
+            .collect();
+        // A glob that matches another's text contains it: only a `*` takes its `*`.
+        inner.iter().filter(move |name| {
+            names.contains(&***name) || globs.iter().any(|glob| glob.matches(name))
+        })
+    }
+    let both = within(one, other).chain(within(other, one));
+    let mut seen = HashSet::new();
+    both.filter(|name| seen.insert(&***name)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -95,5 +114,27 @@ mod tests {
             cooldown_ms: amount(5),
         };
         assert_eq!(caps, tightest);
+    }
+
+    #[test]
+    fn lists_have_in_common_what_both_mean() {
+        let both = |one: &[&str], other: &[&str]| {
+            let list = |names| Caps {
+                tool_allowlist: Some(tools(names)),
+                ..Caps::default()
+            };
+            let mut caps = list(one);
+            caps.tighten(&list(other));
+            caps.tool_allowlist.expect("a list")
+        };
+        assert_eq!(
+            both(&["read_*"], &["read_user", "send"]),
+            tools(&["read_user"])
+        );
+        assert_eq!(both(&["read_user"], &["*"]), tools(&["read_user"]));
+        assert_eq!(both(&["db.*"], &["db.users.*"]), tools(&["db.users.*"]));
+        assert_eq!(both(&["a", "b*"], &["b*", "a"]), tools(&["a", "b*"]));
+        assert_eq!(both(&["search"], &["send"]), tools(&[]));
+        assert_eq!(both(&["*_prod"], &["deploy_*"]), tools(&[]));
     }
 }

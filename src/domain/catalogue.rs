@@ -4,6 +4,7 @@
 //! is not listed is denied, or taken for what the tenant says of unknown ones: no tool is
 //! ungoverned because nobody listed it.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -93,6 +94,13 @@ impl Pattern {
         })
     }
 
+    /// Which of two globs is looked at first: the longer one; of equally long ones by their
+    /// text, so that every server finds the same.
+    pub fn precedence(&self, other: &Self) -> Ordering {
+        let longer = other.text.len().cmp(&self.text.len());
+        longer.then_with(|| self.text.cmp(&other.text))
+    }
+
     /// As given.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -101,6 +109,22 @@ impl Pattern {
     /// Whether it stands for more than one name.
     pub fn is_glob(&self) -> bool {
         self.glob.is_some()
+    }
+
+    /// Whether some name is one of those that either stands for. Of two globs that is so
+    /// where one's beginning begins with the other's, and one's end ends with the other's:
+    /// whatever stands between fits between the stars.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self.text.split_once('*'), other.text.split_once('*')) {
+            (Some((own, _)), Some((others, _))) => {
+                let ends = |text: &str| text.rsplit('*').next().unwrap_or_default().to_owned();
+                let (own_end, others_end) = (ends(&self.text), ends(&other.text));
+                (own.starts_with(others) || others.starts_with(own))
+                    && (own_end.ends_with(&others_end) || others_end.ends_with(&own_end))
+            }
+            (None, _) => other.matches(&self.text),
+            (_, None) => self.matches(&other.text),
+        }
     }
 
     /// Whether a name is it, or is one of those that it stands for.
@@ -163,6 +187,20 @@ pub struct Tool {
     /// The least that one action costs, by unit, without CALLS.
     #[serde(default, skip_serializing_if = "Amounts::is_empty")]
     pub costs: Amounts,
+}
+
+impl Tool {
+    /// What an action is that is listed as this.
+    pub fn resolved(&self, action: &Action) -> Resolved {
+        Resolved {
+            listed_as: Some(self.name.clone()),
+            level: self.level,
+            tier: self.tier,
+            kind: self.kind.clone().or_else(|| action.kind.clone()),
+            toolset: self.toolset.clone(),
+            costs: self.costs,
+        }
+    }
 }
 
 /// What a tool is taken for that the catalogue does not list.
@@ -239,10 +277,7 @@ impl Catalogue {
                 catalogue.exact.insert(tool.name.as_str().into(), tool);
             }
         }
-        // Equally long ones by their text, so that every server finds the same.
-        catalogue
-            .globs
-            .sort_by_key(|tool| (usize::MAX - tool.name.text.len(), tool.name.text.clone()));
+        catalogue.globs.sort_by(|a, b| a.name.precedence(&b.name));
         for (highest, lists) in (0_u8..).zip(&mut catalogue.lists) {
             let within = |tool: &&Tool| tool.tier.get() <= highest;
             let names = |tools: Vec<&Tool>| tools.iter().map(|t| t.name.text.clone()).collect();
@@ -251,6 +286,11 @@ impl Catalogue {
             lists.denied = names(denied);
         }
         catalogue
+    }
+
+    /// The globs in the order in which they are looked at.
+    pub fn globs(&self) -> impl Iterator<Item = &Tool> {
+        self.globs.iter().map(|tool| &**tool)
     }
 
     /// Whether it lists nothing.
@@ -270,14 +310,7 @@ impl Catalogue {
     /// its budgets: everything is an EXECUTE of the highest tier.
     pub fn resolve(&self, action: &Action) -> Option<Resolved> {
         if let Some(tool) = self.tool(&action.name) {
-            return Some(Resolved {
-                listed_as: Some(tool.name.clone()),
-                level: tool.level,
-                tier: tool.tier,
-                kind: tool.kind.clone().or_else(|| action.kind.clone()),
-                toolset: tool.toolset.clone(),
-                costs: tool.costs,
-            });
+            return Some(tool.resolved(action));
         }
         let (level, tier, costs) = match &self.unknown {
             Some(UnknownAction::Deny) => return None,

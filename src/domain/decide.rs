@@ -19,7 +19,7 @@ use super::ledger::{Body, EntryKind, Incident, Request};
 use super::line::Line;
 use super::policy::facts::Asked;
 use super::refusal::{Denial, Reason, ReasonCode, Refusal};
-use super::request::{Action, Ask, Context, Decide, ExtendBy, Grace, Origin, Reserve, Ttl};
+use super::request::{Action, Ask, Decide, ExtendBy, Grace, Origin, Reserve, Ttl};
 use super::reservation::{Hold, Reservation, Status};
 use super::scope::{Scope, Subject};
 use super::state::TenantState;
@@ -130,6 +130,9 @@ impl TenantState {
         answer.explanation = judged.explanation.clone().filter(|_| ask.explain);
         let Some(key) = pinned_key else {
             answer.balances = judged.lines.iter().map(Line::view).collect();
+            if judged.verdict.permits() {
+                answer.would_hold = held_of(&judged.lines, &judged.asked);
+            }
             return Ok(answer);
         };
         body = self.told(body, ask, &judged);
@@ -191,6 +194,7 @@ impl TenantState {
             version: 0,
             subject: ask.subject.clone(),
             action: ask.action.clone(),
+            context: ask.context.clone(),
             overage_policy: request
                 .overage_policy
                 .unwrap_or(settings.default_overage_policy),
@@ -296,8 +300,13 @@ impl TenantState {
             let recent = activity.counts(now, window);
             let agent = subject.agent_scope();
             let scope = Scope::parse_concrete(&agent).ok();
-            let scope =
-                scope.filter(|_| by.rule.freeze && self.freezes.document.len() < FREEZES_MAX);
+            // A scope that is frozen already needs no second freeze, which would have to be
+            // lifted too.
+            let freezes = &self.freezes.document;
+            let stands = freezes
+                .iter()
+                .any(|freeze| scope.as_ref() == Some(&freeze.scope));
+            let scope = scope.filter(|_| by.rule.freeze && !stands && freezes.len() < FREEZES_MAX);
             let tenant = self.config.tenant.id.clone();
             let mut body = Body::new(tenant, EntryKind::Incident).from_origin(origin);
             body.subject = Some(ask.subject.clone());
@@ -307,7 +316,7 @@ impl TenantState {
                 decision,
                 agent: agent.into(),
                 recent,
-                frozen: scope.is_some(),
+                frozen: scope.is_some() || (by.rule.freeze && stands),
             });
             if let Some(scope) = scope {
                 body.freezes = Some(self.freeze(Freeze {
@@ -335,9 +344,15 @@ impl TenantState {
                 .config
                 .placed(&reservation.subject, &reservation.action),
             action: &reservation.action,
-            context: &Context::default(),
-            demand: Demand::More(*additional),
-            arguments: Asked::Before,
+            context: &reservation.context,
+            demand: Demand::More {
+                additional: *additional,
+                in_all: reservation
+                    .reserved()
+                    .checked_add(additional)
+                    .ok_or(Refusal::AmountOverflow)?,
+            },
+            arguments: Asked::Unknown,
         };
         let judged = self.judge(case, now)?;
         if !judged.verdict.permits() {
@@ -397,6 +412,14 @@ pub(super) fn extended(
         return Err(Refusal::LeaseTooLong);
     }
     Ok(expires_at)
+}
+
+/// What step 9 holds of what is asked for: units that a budget counts.
+fn held_of(lines: &[Line], asked: &Amounts) -> Amounts {
+    asked
+        .iter()
+        .filter(|(unit, _)| lines.iter().any(|line| line.budget.unit == *unit))
+        .collect()
 }
 
 /// Step 9, still without effect: the lines whose unit is asked for, with the

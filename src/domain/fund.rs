@@ -122,10 +122,14 @@ fn change(balance: &mut Balance, limit: Limit, funding: &Funding) -> Result<(), 
 }
 
 fn credit(balance: &mut Balance, limit: Limit, amount: Amount) -> Result<(), Refusal> {
-    if limit == Limit::Unlimited {
+    let Limit::Allocation(allocation) = limit else {
         return Err(Refusal::BudgetUnlimited);
-    }
+    };
     balance.grant(amount.get())?;
+    let allocated = i128::from(allocation.get()) + i128::from(balance.granted);
+    if allocated > i128::from(i64::MAX) {
+        return Err(Refusal::AmountOverflow);
+    }
     Ok(())
 }
 

@@ -40,14 +40,19 @@ pub(super) enum Demand {
     /// What the caller estimates of an action.
     Action(Amounts),
     /// More for one that was let in.
-    More(Amounts),
+    More {
+        additional: Amounts,
+        /// With what is held already.
+        in_all: Amounts,
+    },
 }
 
 impl Demand {
     /// What the caller named.
     fn named(&self) -> &Amounts {
         match self {
-            Self::Action(amounts) | Self::More(amounts) => amounts,
+            Self::Action(estimates) => estimates,
+            Self::More { additional, .. } => additional,
         }
     }
 
@@ -55,7 +60,7 @@ impl Demand {
     fn field(&self) -> &'static str {
         match self {
             Self::Action(_) => "estimates",
-            Self::More(_) => "additional",
+            Self::More { .. } => "additional",
         }
     }
 }
@@ -76,7 +81,12 @@ impl TenantState {
         let resolved = self.config.resolve(case.action);
         let asked = match &case.demand {
             Demand::Action(estimates) => demanded(estimates, resolved.as_ref()),
-            Demand::More(additional) => *additional,
+            Demand::More { additional, .. } => *additional,
+        };
+        // To a rule, many small requests are one large one.
+        let amounts = match &case.demand {
+            Demand::Action(_) => asked,
+            Demand::More { in_all, .. } => *in_all,
         };
         let lines = self.lines(case.subject, now);
         let recent = self.recent(case.subject, case.action, now);
@@ -88,7 +98,7 @@ impl TenantState {
                 resolved: resolved.as_ref(),
                 subject: case.subject,
                 context: case.context,
-                amounts: asked,
+                amounts,
                 arguments: case.arguments,
                 budgets: lines.iter().map(Line::facts).collect(),
                 recent: recent.unwrap_or_default(),
@@ -466,26 +476,35 @@ fn stop_of(line: &Line) -> Option<ReasonCode> {
 /// Step 5 with Cycles' rules: the first scope, from the root down, that does not let it
 /// pass, by its state or by what remains. Only budgets in a unit that is asked for count.
 fn first_failing(asked: &Amounts, lines: &[Line], now: Timestamp) -> Option<Denial> {
-    lines
-        .iter()
-        .filter(|line| asked.get(line.budget.unit).is_some())
-        .find_map(|line| {
-            if let Some(code) = stop_of(line) {
-                return Some(Denial {
-                    reasons: vec![line.reason(code, None)],
-                    retry_after: None,
-                });
-            }
-            let asks = !line.budget.on_exceeded.is_deny();
-            short(asked, std::slice::from_ref(line), now).filter(|_| !asks)
-        })
+    let counted = || {
+        lines
+            .iter()
+            .filter(|line| asked.get(line.budget.unit).is_some())
+    };
+    let denial = counted().find_map(|line| {
+        if let Some(code) = stop_of(line) {
+            return Some(Denial {
+                reasons: vec![line.reason(code, None)],
+                retry_after: None,
+            });
+        }
+        let asks = !line.budget.on_exceeded.is_deny();
+        short(asked, std::slice::from_ref(line), now).filter(|_| !asks)
+    })?;
+    // Told of the first scope alone; when it can pass is a matter of all of them.
+    let stopped = counted().any(|line| stop_of(line).is_some());
+    let wait = short(asked, lines, now).and_then(|denial| denial.retry_after);
+    Some(Denial {
+        retry_after: wait.filter(|_| !stopped),
+        ..denial
+    })
 }
 
 /// Step 5: every budget that lets nothing pass, strictest first, from the root
 /// down.
-fn stopped(lines: &[Line]) -> Vec<Reason> {
+pub(super) fn stopped<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Vec<Reason> {
     let mut reasons: Vec<_> = lines
-        .iter()
+        .into_iter()
         .filter_map(|line| stop_of(line).map(|code| line.reason(code, None)))
         .collect();
     reasons.sort_by_key(|reason| reason.code);

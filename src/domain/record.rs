@@ -85,6 +85,7 @@ impl TenantState {
                 body.uncovered.set(unit, overage.uncovered);
             }
         }
+        self.move_debt_on(&mut accounts)?;
         // From here on nothing can fail.
         for line in &lines {
             self.keep(line, now);
@@ -171,6 +172,7 @@ impl TenantState {
                 before: line.balance.clone(),
                 after: line.balance.clone(),
                 budget: line.budget.clone(),
+                later: None,
             })
             .collect();
         Ok((lines, accounts))

@@ -153,9 +153,12 @@ impl Reason {
             ReasonCode::UnknownAction => {
                 "an operator has to list the action in the catalogue".into()
             }
-            ReasonCode::BudgetNotProvisioned => {
-                format!("an operator has to provision a {unit} budget that applies to {scope}")
-            }
+            ReasonCode::BudgetNotProvisioned => match self.unit {
+                Some(unit) => format!(
+                    "an operator has to provision a budget in {unit} that applies to {scope}"
+                ),
+                None => format!("an operator has to provision a budget that applies to {scope}"),
+            },
             ReasonCode::BudgetFrozen => {
                 format!("an operator has to unfreeze the {unit} budget of {scope}")
             }

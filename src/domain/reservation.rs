@@ -15,7 +15,7 @@ use super::amount::{Amounts, Unit};
 use super::approve::Approval;
 use super::budget::named;
 use super::id::{BalanceNo, ReservationId, Sequence};
-use super::request::{Action, Grace, Metadata, OveragePolicy};
+use super::request::{Action, Context, Grace, Metadata, OveragePolicy};
 use super::scope::Subject;
 use super::time::Timestamp;
 
@@ -93,6 +93,8 @@ pub struct Reservation {
     pub subject: Arc<Subject>,
     /// What for.
     pub action: Arc<Action>,
+    /// Circumstances in which it was let in.
+    pub context: Context,
     /// What a larger use than reserved does.
     pub overage_policy: OveragePolicy,
     /// Given by the caller.

@@ -24,6 +24,23 @@ pub(super) struct Account {
     pub(super) before: Balance,
     pub(super) after: Balance,
     pub(super) budget: Arc<Budget>,
+    /// The balance of a later period, where there is one: debt is owed there.
+    pub(super) later: Option<Later>,
+}
+
+/// The last balance of an account that an older one is settled on.
+#[derive(Clone, Copy)]
+pub(super) struct Later {
+    no: BalanceNo,
+    debt: Amount,
+}
+
+impl Account {
+    /// What is owed, wherever it stands.
+    fn debt(&self) -> Option<Amount> {
+        let later = self.later.map_or(Amount::ZERO, |later| later.debt);
+        self.after.debt.checked_add(later)
+    }
 }
 
 /// What became of a use.
@@ -67,9 +84,8 @@ pub(super) fn charge_overage(
         }
         let limit = account.budget.terms.overdraft_limit;
         let debt = account
-            .after
-            .debt
-            .checked_add(deficit)
+            .debt()
+            .and_then(|debt| debt.checked_add(deficit))
             .ok_or(Refusal::AmountOverflow)?;
         if debt > limit {
             return Err(Refusal::OverdraftLimitExceeded {
@@ -114,13 +130,49 @@ impl TenantState {
             };
             let mut after = balance.clone();
             after.lapse_credits(budget.terms.limit, now);
+            let last = self.last_balance(&(budget.no, balance.scope.clone()));
+            let later = last.filter(|last| last.no > no).map(|last| Later {
+                no: last.no,
+                debt: last.debt,
+            });
             accounts.push(Account {
                 before: balance.clone(),
                 after,
                 budget,
+                later,
             });
         }
         accounts
+    }
+
+    /// Puts debt that was made on the balance of a period that is over where debt moves to
+    /// when a period opens: on the account's last balance.
+    pub(super) fn move_debt_on(&self, accounts: &mut Vec<Account>) -> Result<(), Refusal> {
+        let mut owing = Vec::new();
+        for account in accounts.iter_mut() {
+            let Some(later) = account.later.filter(|_| account.after.debt > Amount::ZERO) else {
+                continue;
+            };
+            let debt = std::mem::take(&mut account.after.debt);
+            owing.push((later.no, debt, account.budget.clone()));
+        }
+        for (no, debt, budget) in owing {
+            let at = match accounts.iter().position(|account| account.before.no == no) {
+                Some(at) => at,
+                None => {
+                    let last = self.balance(no).ok_or(Refusal::AmountOverflow)?;
+                    accounts.push(Account {
+                        before: last.clone(),
+                        after: last.clone(),
+                        budget,
+                        later: None,
+                    });
+                    accounts.len() - 1
+                }
+            };
+            accounts[at].after.charge(Amount::ZERO, debt)?;
+        }
+        Ok(())
     }
 
     /// Writes settled balances and says in the entry what moved.
@@ -204,20 +256,38 @@ impl TenantState {
                 });
             }
         }
+        let least = self.least_use(&reservation, &reserved);
         let actual: Amounts = reserved
             .iter()
-            .map(|(unit, held)| (unit, request.actual.get(unit).unwrap_or(held)))
+            .map(|(unit, held)| {
+                let said = request.actual.get(unit).unwrap_or(held);
+                (unit, said.max(least.get(unit).unwrap_or_default()))
+            })
             .collect();
         let numbers = reservation.holds().map(|hold| hold.0);
         let mut accounts = self.accounts(numbers, now);
         let seq = self.next_seq();
         let charged = settle_use(&reservation, &actual, &mut accounts, seq)?;
+        self.move_debt_on(&mut accounts)?;
         // From here on nothing can fail.
         body.charged = charged.charged;
         body.released = charged.released;
         body.uncovered = charged.uncovered;
         self.keep_accounts(accounts, &mut body);
         Ok(self.settled(reservation, SettlementKind::Committed, body, key, now))
+    }
+
+    /// What an action uses whatever its agent says: the catalogue's risk points, as far as
+    /// they were reserved. What else it costs is an estimate until it is known.
+    fn least_use(&self, reservation: &Reservation, reserved: &Amounts) -> Amounts {
+        let unit = Unit::RiskPoints;
+        let resolved = self.config.resolve(&reservation.action);
+        let cost = resolved.and_then(|resolved| resolved.costs.get(unit));
+        let least = cost.zip(reserved.get(unit));
+        least
+            .map(|(cost, held)| (unit, cost.min(held)))
+            .into_iter()
+            .collect()
     }
 
     pub(super) fn release(

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::activity::{Activity, ActivityKey};
+use super::amount::Amount;
 use super::answer::{Answer, BalanceView, Lease, Verdict};
 use super::approve::{Approval, ApprovalRecord, Resolution};
 use super::budget::{Balance, Budget};
@@ -208,8 +209,11 @@ impl TenantState {
                             needs.approvals.insert(id);
                         }
                     }
-                    if let Command::Extend(_) = command {
+                    if let Command::Extend(_) | Command::Resolve(_) = command {
                         self.need_accounts(&reservation.subject, &reservation.action, needs);
+                    }
+                    if let Command::Commit(_) | Command::Record(_) = command {
+                        self.need_later_balances(reservation, needs);
                     }
                 }
                 Some(None) => {}
@@ -272,6 +276,21 @@ impl TenantState {
         needs
             .balances
             .extend(numbers.filter(|no| !self.balances.contains_key(no)));
+    }
+
+    /// The last balances of accounts on which a settlement can make debt.
+    fn need_later_balances(&self, reservation: &Reservation, needs: &mut Needs) {
+        for hold in reservation.holds() {
+            let Some(balance) = self.balances.get(&hold.0) else {
+                continue;
+            };
+            let budget = self.budget_of(balance);
+            if balance.window.end.is_some()
+                && let Some(budget) = budget.filter(|of| of.terms.overdraft_limit > Amount::ZERO)
+            {
+                self.need_account((budget.no, balance.scope.clone()), needs);
+            }
+        }
     }
 
     /// What [`TenantState::outlook`] needs.

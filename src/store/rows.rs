@@ -18,7 +18,7 @@ use crate::domain::id::{
 };
 use crate::domain::narrowing::Threshold;
 use crate::domain::period::{Calendar, Period, Window};
-use crate::domain::request::{Action, Metadata, OveragePolicy};
+use crate::domain::request::{Action, Context, Metadata, OveragePolicy};
 use crate::domain::reservation::{Reservation, Settlement, SettlementKind, Status, Tranche};
 use crate::domain::scope::{Scope, Subject};
 use crate::domain::tenant::{ActivityWindow, Settings, Tenant, TenantState, UnprovisionedRule};
@@ -163,6 +163,8 @@ pub(super) fn credits_text(balance: &Balance) -> Result<Option<String>, StoreErr
 struct ReservationBody {
     subject: Arc<Subject>,
     action: Arc<Action>,
+    #[serde(default)]
+    context: Context,
     overage_policy: OveragePolicy,
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     metadata: Metadata,
@@ -176,6 +178,8 @@ struct ReservationBody {
 struct ReservationBodyRef<'a> {
     subject: &'a Subject,
     action: &'a Action,
+    #[serde(skip_serializing_if = "Context::is_empty")]
+    context: &'a Context,
     overage_policy: OveragePolicy,
     #[serde(skip_serializing_if = "Metadata::is_empty")]
     metadata: &'a Metadata,
@@ -188,6 +192,7 @@ pub(super) fn reservation_body(reservation: &Reservation) -> Result<String, Stor
     Ok(serde_json::to_string(&ReservationBodyRef {
         subject: &reservation.subject,
         action: &reservation.action,
+        context: &reservation.context,
         overage_policy: reservation.overage_policy,
         metadata: &reservation.metadata,
         grace_us: u64::try_from(reservation.grace.as_micros()).unwrap_or(u64::MAX),
@@ -219,6 +224,7 @@ pub(super) fn reservation(row: &PgRow) -> Result<Reservation, StoreError> {
         version: column(row, "version")?,
         subject: body.subject,
         action: body.action,
+        context: body.context,
         overage_policy: body.overage_policy,
         metadata: body.metadata,
         created_at: time(row, "created_us")?,

@@ -385,6 +385,74 @@ async fn a_stopped_budget_is_not_approved_through() {
 }
 
 #[tokio::test]
+async fn what_stops_a_new_action_stops_one_that_waited() {
+    let gate = Gate::start().await;
+    let id = gate.deploy().await;
+    // A use that nothing covers marks the budget over its limit.
+    let record = RecordRequest {
+        idempotency_key: unique("record"),
+        subject: Some(subject("acme")),
+        action: Some(Action {
+            name: "work".into(),
+            ..Action::default()
+        }),
+        amounts: points(70),
+        ..RecordRequest::default()
+    };
+    let recorded = gate.agent.authority.clone().record(record).await;
+    assert!(recorded.expect("a use").into_inner().balances[0].over_limit);
+    let status = resolve(&gate.release, &id, true).await.expect_err("over");
+    assert_eq!(reason(&status), "APPROVAL_STOPPED");
+    let fund = FundBudgetRequest {
+        idempotency_key: unique("fund"),
+        scope: "tenant:acme".into(),
+        unit: Unit::RiskPoints.into(),
+        operation: FundOperation::Credit.into(),
+        ..FundBudgetRequest::default()
+    };
+    let mut provisioning = gate.world.operator.provisioning.clone();
+    provisioning.fund_budget(fund).await.expect("funds");
+    resolve(&gate.release, &id, true)
+        .await
+        .expect("an approval");
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn a_person_grants_no_more_than_what_the_action_asks_for() {
+    let gate = Gate::start().await;
+    let asks = |allocation| {
+        format!(
+            "budgets: [{{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: {allocation}, on_exceeded: {{require_approval: true, approvers: [finance]}}}}]"
+        )
+    };
+    provision(&gate.world.operator, &asks(100))
+        .await
+        .expect("a plan");
+    for _ in 0..2 {
+        let held = ask(&gate.agent, action("work", json!({}))).await;
+        assert_eq!(told(&held), "ALLOW");
+    }
+    // Cut below what is held.
+    provision(&gate.world.operator, &asks(0))
+        .await
+        .expect("a plan");
+    let waits = ask(&gate.agent, action("work", json!({}))).await;
+    let id = waits.approval.expect("an approval").approval_id;
+    resolve(&gate.other, &id, true).await.expect("a grant");
+    let mut authority = gate.agent.authority.clone();
+    let balances = authority.list_balances(ListBalancesRequest::default());
+    let balances = balances.await.expect("balances").into_inner().balances;
+    let balance = &balances[0];
+    assert_eq!(
+        (balance.allocated, balance.reserved, balance.remaining),
+        (Some(40), 120, Some(-80)),
+        "what others hold stays cut"
+    );
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test]
 async fn a_budget_that_asks_gets_exactly_what_is_short_once() {
     let gate = Gate::start().await;
     let asks = "budgets: [{scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 50, on_exceeded: {require_approval: true, approvers: [finance]}}]";

@@ -41,6 +41,23 @@ async fn world() -> World {
 }
 
 #[tokio::test]
+async fn one_scope_is_named_and_waiting_must_help_in_all() {
+    let world = world().await;
+    let held = ask(&world.operator, asks("rich", "", 95)).await;
+    assert_eq!(told(&held), "ALLOW");
+    // The tenant's 5 become 100 when the other one is done; the agent's 10 stay 10.
+    for (points, retryable) in [(8, true), (20, false)] {
+        let denied = ask(&world.operator, asks("poor", "", points)).await;
+        let scopes: Vec<_> = denied.reasons.iter().map(|r| r.scope.as_str()).collect();
+        assert_eq!(scopes, ["tenant:acme"]);
+        assert_eq!(
+            (denied.retryable, denied.retry_after.is_some()),
+            (retryable, retryable)
+        );
+    }
+}
+
+#[tokio::test]
 async fn scopes_without_a_budget_are_skipped_as_long_as_one_has_the_unit() {
     let world = world().await;
     let answer = ask(&world.operator, asks("any", "nobody-listed", 1)).await;

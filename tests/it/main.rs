@@ -1,6 +1,7 @@
 //! The product from outside: real server processes, a real PostgreSQL, real gRPC
 //! clients.
 
+mod after_the_yes;
 mod approvals;
 mod archive;
 mod bad_requests;

@@ -233,6 +233,13 @@ freezes: [{{scope: 'tenant:acme/agent:bad', reason: under review}}]
         1,
     );
     provision(&world.operator, &strict).await.expect("a plan");
+    for more in [
+        "tools: [{tenant: acme, name: '*_prod', level: ACTION_LEVEL_EXECUTE, tier: 5}]",
+        "budgets: [{scope: 'tenant:acme/agent:x', unit: UNIT_RISK_POINTS, allocation: 5}]",
+        "absent_budgets: [{scope: 'tenant:acme/agent:x', unit: UNIT_RISK_POINTS}]",
+    ] {
+        provision(&world.operator, more).await.expect(more);
+    }
     let key = world.key("acme", &[Permission::Provision], "").await;
     let tenant = world.server.client(&key);
     let looser = [
@@ -245,6 +252,13 @@ freezes: [{{scope: 'tenant:acme/agent:bad', reason: under review}}]
         "tools: [{tenant: acme, name: send_email, level: ACTION_LEVEL_EXECUTE, tier: 2, costs: [{unit: UNIT_RISK_POINTS, value: 20}]}]".to_owned(),
         "tools: [{tenant: acme, name: send_email, level: ACTION_LEVEL_EXECUTE, tier: 3}]".to_owned(),
         "tenants: [{tenant: acme, unknown_action: {level: ACTION_LEVEL_READ, tier: 1}}]".to_owned(),
+        "tenants: [{tenant: acme, activity_window: 60s}]".to_owned(),
+        // Of `deploy_prod`, the longer glob would say less than `*_prod` does.
+        "tools: [{tenant: acme, name: deploy_*, level: ACTION_LEVEL_READ, tier: 1}]".to_owned(),
+        // The second budget had been taken away.
+        "budgets: [{scope: 'tenant:acme/agent:x', unit: UNIT_RISK_POINTS, allocation: 5, on_exceeded: {require_approval: true}}]".to_owned(),
+        // Then nothing that is not listed is denied any more.
+        "absent_tools: [{tenant: acme, name: send_email}, {tenant: acme, name: read_*}, {tenant: acme, name: '*_prod'}]".to_owned(),
     ];
     for text in &looser {
         let status = provision(&tenant, text).await.expect_err(text);
@@ -437,7 +451,46 @@ async fn many_servers_raise_one_incident_and_stop_the_agent() {
         (freezes[0].scope.as_str(), freezes[0].rule_id.as_str()),
         ("tenant:acme", "runaway")
     );
+    // Whatever else it tries, it is frozen once, and free once that is lifted.
+    for attempt in 0..11 {
+        for tool in ["read_case", "send_email"] {
+            let answer = ask(&world.operator, action(tool, json!({"n": attempt}))).await;
+            assert_eq!(told(&answer), "SCOPE_FROZEN");
+        }
+    }
+    assert_eq!(
+        world.database.count(incidents).await,
+        2,
+        "one for each tool"
+    );
+    let lifted = format!("{}\nabsent_freezes: [{{scope: 'tenant:acme'}}]", policy(""));
+    provision(&world.operator, &lifted).await.expect("a plan");
+    let answer = ask(&world.operator, action("read_case", json!({}))).await;
+    assert_eq!(told(&answer), "ALLOW");
     world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn caps_that_leave_no_tool_say_so() {
+    let world = World::start().await;
+    provision(&world.operator, ACME).await.expect("a plan");
+    let only = |rules: &[(&str, &str)]| {
+        let rules = rules.iter().map(|(id, tool)| {
+            format!(
+                "{{id: {id}, effect: RULE_EFFECT_ALLOW_WITH_CAPS, caps: {{tool_allowlist: ['{tool}']}}}}"
+            )
+        });
+        policy(&rules.collect::<Vec<_>>().join(", "))
+    };
+    for (rules, left) in [
+        (only(&[("a", "read_*"), ("b", "read_case")]), "read_case"),
+        (only(&[("a", "search"), ("b", "send_email")]), ""),
+    ] {
+        provision(&world.operator, &rules).await.expect("a plan");
+        let answer = ask(&world.operator, action("read_case", json!({}))).await;
+        assert_eq!(answer.decision(), Decision::AllowWithCaps);
+        assert_eq!(answer.caps.expect("caps").tool_allowlist, [left]);
+    }
 }
 
 #[tokio::test]

@@ -93,7 +93,7 @@ pub fn reserved(tenant: &TenantId, answer: &Answer) -> proto::ReserveResponse {
         caps: caps(answer),
         retryable: answer.verdict.retry_after().is_some(),
         retry_after: answer.verdict.retry_after().map(duration),
-        reserved: lease.map_or_else(Vec::new, |l| amounts(&l.reserved)),
+        reserved: amounts(lease.map_or(&answer.would_hold, |l| &l.reserved)),
         expire_time: lease.map(|l| time(l.expires_at)),
         remaining_ttl: lease.map(|l| duration(l.remaining)),
         balances: balances(answer),

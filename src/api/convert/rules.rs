@@ -100,10 +100,15 @@ fn caps(fields: &mut Fields, at: &str, message: Option<proto::Caps>, lists: bool
 pub(super) fn caps_message(caps: &Caps) -> proto::Caps {
     let count = |amount: Option<Amount>| amount.map(Amount::get);
     let names = |tools: &[Box<str>]| tools.iter().map(ToString::to_string).collect();
+    // On the wire an empty list leaves every tool: the empty name stands for none.
+    let only = |tools: &[Box<str>]| match tools {
+        [] => vec![String::new()],
+        tools => names(tools),
+    };
     proto::Caps {
         max_tokens: count(caps.max_tokens),
         max_steps_remaining: count(caps.max_steps_remaining),
-        tool_allowlist: caps.tool_allowlist.as_deref().map_or_else(Vec::new, names),
+        tool_allowlist: caps.tool_allowlist.as_deref().map_or_else(Vec::new, only),
         tool_denylist: names(&caps.tool_denylist),
         cooldown_ms: count(caps.cooldown_ms),
     }

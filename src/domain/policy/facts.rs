@@ -37,9 +37,9 @@ pub struct BudgetFacts {
 pub enum Asked<'a> {
     /// As the caller gave them, none being an empty map.
     With(Option<&'a Arguments>),
-    /// Those of a decision that was made already, and which are not known any more. Rules
-    /// that read them have been passed.
-    Before,
+    /// Those of an action that was let in before, and which are not known any more: what
+    /// reads them can't be evaluated.
+    Unknown,
     /// Those of a recorded decision, of which not all was kept: rules that read them can't
     /// be told.
     Incomplete,

@@ -103,7 +103,7 @@ pub fn rule(policies: &[Arc<Policy>], facts: &Facts) -> Ruling {
                         context.get_or_insert_with(|| prepared(included().map(|(_, c)| c), facts));
                     condition.holds(context, size, &mut left)
                 }
-                Asked::Before => Ok(false),
+                Asked::Unknown => Err("the arguments are not known any more".to_owned()),
                 Asked::Incomplete => {
                     ruling.uncertain = true;
                     Ok(false)

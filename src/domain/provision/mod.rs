@@ -415,6 +415,8 @@ fn plan_tenant(
     let opens = old.cycles.is_none() && new.cycles.is_some();
     let unsuspends = old.state == TenantState::Suspended && new.state == TenantState::Active;
     let takes = takes_unknown_for_less(old.unknown_action.as_ref(), new.unknown_action.as_ref());
+    // Rules that count what agents did of late then forget sooner.
+    let forgets = new.activity_window.get() < old.activity_window.get();
     let laxer = old.unprovisioned_rule == UnprovisionedRule::RequireToolsetBudget
         && new.unprovisioned_rule == UnprovisionedRule::RequireAnyBudget;
     let tenant = Tenant {
@@ -425,7 +427,7 @@ fn plan_tenant(
         ChangeKind::Changed,
         target,
         differences.0,
-        unsuspends || laxer || takes || opens,
+        unsuspends || laxer || takes || opens || forgets,
     );
     Ok((Some(tenant), change))
 }
@@ -512,9 +514,9 @@ fn plan_budget(
     if !same_beyond {
         differences.0.push("on_exceeded: changed".into());
     }
-    // Then people can grant what the allocation does not.
+    // Then people can grant what the allocation does not; also of a budget that comes back.
     let asks = !same_beyond && !spec.on_exceeded.is_deny();
-    let widens = asks || narrowing::loosens(&before.thresholds, &spec.thresholds);
+    let narrows_less = narrowing::loosens(&before.thresholds, &spec.thresholds);
     let relimited = old.limit != new.limit || old.overdraft_limit != new.overdraft_limit;
     let unfreezes = old.state != BudgetState::Active && new.state == BudgetState::Active;
     let budget = Budget {
@@ -531,7 +533,7 @@ fn plan_budget(
     } else {
         ChangeKind::Created
     };
-    let loosens = unfreezes || (before.present && widens);
+    let loosens = unfreezes || asks || (before.present && narrows_less);
     (Some(budget), change(kind, target, differences.0, loosens))
 }
 

@@ -141,8 +141,8 @@ impl Plan {
                     freezes[at].reason = wanted.reason.clone();
                     ChangeKind::Changed
                 }
-                (Some(at), None) => {
-                    freezes.remove(at);
+                (Some(_), None) => {
+                    freezes.retain(|freeze| freeze.scope != *scope);
                     ChangeKind::Removed
                 }
                 (None, Some(wanted)) if freezes.len() < FREEZES_MAX => {
@@ -193,7 +193,10 @@ fn tool_change(
     };
     let taken = (before.resolve(&sample), after.resolve(&sample));
     let loosens = kind != ChangeKind::Unchanged
-        && matches!(&taken, (Some(before), Some(after)) if is_less(before, after));
+        && (matches!(&taken, (Some(before), Some(after)) if is_less(before, after))
+            || shadows_less(old, new, &sample, before, after)
+            // With the last tool goes the denial of those that are not listed.
+            || (new.is_none() && denies_unlisted(before) && !denies_unlisted(after)));
     let mut differences = Differences(Vec::new());
     if let (Some(old), Some(new)) = (old, new) {
         differences.note("level", old.level, new.level);
@@ -213,6 +216,47 @@ fn tool_change(
         }
     }
     change(kind, target, differences.0, loosens)
+}
+
+/// Whether names that a glob has in common with another one are taken for less afterwards:
+/// of two globs that match, the first one counts.
+fn shadows_less(
+    old: Option<&Tool>,
+    new: Option<&Tool>,
+    sample: &Action,
+    before: &Catalogue,
+    after: &Catalogue,
+) -> bool {
+    let Some(name) = new.or(old).map(|tool| &tool.name) else {
+        return false;
+    };
+    if !name.is_glob() {
+        return false;
+    }
+    fn counts<'a>(own: Option<&'a Tool>, other: &'a Tool) -> &'a Tool {
+        own.filter(|own| own.name.precedence(&other.name).is_lt())
+            .unwrap_or(other)
+    }
+    let others = before
+        .globs()
+        .filter(|other| other.name != *name && other.name.overlaps(name));
+    others
+        .filter_map(|other| {
+            let stays = after.globs().find(|tool| tool.name == other.name)?;
+            Some((counts(old, other), counts(new, stays)))
+        })
+        .any(|(was, is)| is_less(&was.resolved(sample), &is.resolved(sample)))
+}
+
+/// Whether an action that is not listed is denied for it.
+fn denies_unlisted(catalogue: &Catalogue) -> bool {
+    // No action has the empty name, nor is it listed: but `*` stands for it too.
+    let nobody = Action {
+        name: "".into(),
+        kind: None,
+        arguments_sha256: None,
+    };
+    catalogue.resolve(&nobody).is_none()
 }
 
 /// Whether an action is taken for something that less stands in the way of.
