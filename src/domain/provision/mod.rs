@@ -260,7 +260,7 @@ impl Plan {
             document
                 .mode
                 .admits(present.is_some(), missing, || spec.key.to_string())?;
-            let spec = &document.mode.budget(spec, present);
+            let spec = &document.mode.budget(spec, present)?;
             let known = stands.map_or(0, |c| c.budgets.len());
             let added = plan
                 .of(&tenant)
