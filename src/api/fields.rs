@@ -98,6 +98,15 @@ impl Fields {
         text.into()
     }
 
+    /// What people call something: at most 256 characters, whatever their alphabet.
+    pub fn title(&mut self, field: &str, text: String) -> Box<str> {
+        if text.chars().count() > 256 {
+            self.bad(field, "at most 256 characters");
+        }
+        // As bytes it is bounded by that.
+        self.text(field, text, usize::MAX)
+    }
+
     /// A unit, not CALLS where a caller may not name it.
     pub fn unit(&mut self, field: &str, value: i32, calls: bool) -> Option<Unit> {
         let unit = match proto::Unit::try_from(value) {

@@ -65,7 +65,7 @@ pub fn create_api_key(
         ("", None) => None,
         (named, _) => fields.tenant("api_key.tenant", named, own),
     };
-    let display_name = fields.text("api_key.display_name", display_name, 256);
+    let display_name = fields.title("api_key.display_name", display_name);
     let mut set = Vec::new();
     for (at, value) in permissions.iter().enumerate() {
         match parse_permission(*value) {

@@ -36,7 +36,7 @@ pub(super) fn tenant_spec(
     if id.as_ref().is_some_and(|id| !seen.insert(id.clone())) {
         fields.bad(format!("{at}.tenant"), "named once in a document");
     }
-    let display_name = fields.text(&format!("{at}.display_name"), display_name, 256);
+    let display_name = fields.title(&format!("{at}.display_name"), display_name);
     let state = match proto::TenantState::try_from(state) {
         Ok(proto::TenantState::Unspecified | proto::TenantState::Active) => {
             Some(TenantState::Active)
