@@ -13,7 +13,7 @@ use crate::domain::request::Origin;
 use crate::domain::scope::{ScopeFilter, Subject};
 use crate::engine::{Call, Engine};
 
-/// An authenticated caller who holds the permission that the RPC needs.
+/// An authenticated caller.
 #[derive(Debug)]
 pub struct Caller {
     key: StoredKey,
@@ -28,6 +28,13 @@ impl Caller {
         request: &Request<T>,
         needs: Permission,
     ) -> Result<Self, Status> {
+        let caller = Self::known(engine, request).await?;
+        caller.must_hold(needs)?;
+        Ok(caller)
+    }
+
+    /// Whose key it is, whatever that may do.
+    pub async fn known<T>(engine: &Engine, request: &Request<T>) -> Result<Self, Status> {
         let header = request.metadata().get("authorization").ok_or_else(|| {
             status::unauthenticated(
                 "API_KEY_MISSING",
@@ -47,16 +54,15 @@ impl Caller {
             .ok_or_else(refused)?;
         let extensions = request.extensions();
         let identity = extensions.get::<RequestIdentity>().cloned();
-        let caller = Self {
+        Ok(Self {
             key,
             identity: identity.unwrap_or_else(RequestIdentity::generate),
             deadline: extensions.get::<Deadline>().map(|deadline| deadline.0),
-        };
-        caller.must_hold(needs)?;
-        Ok(caller)
+        })
     }
 
-    fn must_hold(&self, permission: Permission) -> Result<(), Status> {
+    /// Refuses a key that lacks a permission.
+    pub fn must_hold(&self, permission: Permission) -> Result<(), Status> {
         // A confined key is one agent's: it can't reach beyond its own subjects.
         let confinable = matches!(permission, Permission::Authority | Permission::Read);
         let fits = confinable || self.key.subject_prefix.is_none();

@@ -79,6 +79,11 @@ impl Asker {
         request
     }
 
+    /// Refuses a key that lacks a permission.
+    pub(super) fn must_hold(&self, permission: Permission) -> Result<(), Fault> {
+        Ok(self.caller.must_hold(permission)?)
+    }
+
     /// The tenant of the key as people write it; empty for an operator's.
     pub(super) fn tenant(&self) -> &str {
         self.caller.tenant().map_or("", |tenant| tenant.as_str())
@@ -88,26 +93,38 @@ impl Asker {
 impl Gateway {
     /// Lets in an agent, by `X-Cycles-API-Key`.
     pub(super) async fn agent(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
-        self.admit(call, API_KEY, needs).await
+        let asker = self.admit(call, API_KEY).await?;
+        asker.must_hold(needs)?;
+        Ok(asker)
     }
 
-    /// Lets in an operator by `X-Admin-API-Key`, else an agent. A bad one of the first is
-    /// not saved by a good one of the second.
+    /// Lets in an operator, by `X-Admin-API-Key` and nothing else.
+    pub(super) async fn operator(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
+        let asker = self.admit(call, ADMIN_KEY).await?;
+        asker.must_hold(needs)?;
+        Ok(asker)
+    }
+
+    /// Lets in an operator by `X-Admin-API-Key`, else an agent.
     pub(super) async fn either(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
+        let asker = self.anyone(call).await?;
+        asker.must_hold(needs)?;
+        Ok(asker)
+    }
+
+    /// Whoever has a key, whatever that may do. A bad `X-Admin-API-Key` is not saved by a
+    /// good `X-Cycles-API-Key`.
+    pub(super) async fn anyone(&self, call: &Call) -> Result<Asker, Fault> {
         let key = call.headers.get(ADMIN_KEY);
         // A blank one counts as missing.
         let named = key.is_some_and(|key| !key.as_bytes().trim_ascii().is_empty());
         let header = if named { ADMIN_KEY } else { API_KEY };
-        self.admit(call, header, needs).await
+        self.admit(call, header).await
     }
 
-    async fn admit(
-        &self,
-        call: &Call,
-        header: HeaderName,
-        needs: Permission,
-    ) -> Result<Asker, Fault> {
+    async fn admit(&self, call: &Call, header: HeaderName) -> Result<Asker, Fault> {
         let unauthorized = |message| Fault::new(StatusCode::UNAUTHORIZED, "UNAUTHORIZED", message);
+        let operates = header == ADMIN_KEY;
         let mut keys = call.headers.get_all(&header).iter();
         let key = keys.next();
         // Which of them would a proxy in front have meant?
@@ -115,9 +132,12 @@ impl Gateway {
             return Err(unauthorized("more than one API key"));
         }
         let key = key.and_then(|key| key.to_str().ok()).map(str::trim);
-        let key = key
-            .filter(|key| !key.is_empty())
-            .ok_or_else(|| unauthorized("Missing API key"))?;
+        let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
+            unauthorized(match operates {
+                true => "Missing X-Admin-API-Key",
+                false => "Missing API key",
+            })
+        })?;
         let authorization = format!("Bearer {key}")
             .parse()
             .map_err(|_| unauthorized("the API key is not valid"))?;
@@ -125,7 +145,11 @@ impl Gateway {
         let metadata = request.metadata_mut();
         metadata.insert("authorization", MetadataValue::clone(&authorization));
         request.extensions_mut().insert(call.identity.clone());
-        let caller = Caller::of(self.services.engine(), &request, needs).await?;
+        let caller = Caller::known(self.services.engine(), &request).await?;
+        // What a tenant's key may do is far from all that an operator may.
+        if operates && caller.tenant().is_some() {
+            return Err(unauthorized("Invalid admin API key"));
+        }
         let asker = Asker {
             caller,
             authorization,
@@ -201,12 +225,26 @@ impl Call {
         }
     }
 
-    /// The idempotency key of a call whose body may name none.
-    pub(super) fn key_or(&self, key: Option<String>, fresh: impl FnOnce() -> String) -> String {
-        let header = self.headers.get(IDEMPOTENCY_KEY);
-        let header = header.and_then(|header| header.to_str().ok());
-        key.or_else(|| header.map(str::to_owned))
-            .unwrap_or_else(fresh)
+    /// The idempotency key of a call whose body may name none: then the header's.
+    pub(super) fn key_or(
+        &self,
+        key: Option<String>,
+        fresh: impl FnOnce() -> String,
+    ) -> Result<String, Fault> {
+        if let Some(key) = key {
+            self.must_agree(&key)?;
+            return Ok(key);
+        }
+        let mut headers = self.headers.get_all(IDEMPOTENCY_KEY).iter();
+        let only = match (headers.next(), headers.next()) {
+            (None, _) => return Ok(fresh()),
+            (Some(header), None) => header.to_str().ok(),
+            (Some(_), Some(_)) => None,
+        };
+        // One that is left aside would let a retry take effect twice.
+        let only = only.filter(|key| (1..=256).contains(&key.len()));
+        only.map(str::to_owned)
+            .ok_or_else(|| Fault::field("X-Idempotency-Key", "one, of 1 to 256 ASCII characters"))
     }
 }
 

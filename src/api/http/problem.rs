@@ -124,7 +124,9 @@ impl Fault {
     pub(super) fn of_admin(mut self) -> Self {
         let reason = self.details.get("reason").and_then(Value::as_str);
         self.error = match (self.error, reason) {
-            ("FORBIDDEN", Some("PERMISSION_MISSING")) => "INSUFFICIENT_PERMISSIONS",
+            ("FORBIDDEN", Some("PERMISSION_MISSING" | "LOOSENING_NOT_PERMITTED")) => {
+                "INSUFFICIENT_PERMISSIONS"
+            }
             ("NOT_FOUND", Some("TENANT_NOT_FOUND")) => "TENANT_NOT_FOUND",
             (error, _) => error,
         };

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::super::call::{Answer, Call};
 use super::super::problem::Fault;
-use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_be_absent, params};
+use super::super::{Gateway, wire};
+use super::{Done, Params, Question, iso, limit, must_be_absent, params, stamp, time};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::ledger_server::Ledger as _;
@@ -15,10 +15,13 @@ use crate::proto::ledger_server::Ledger as _;
 #[derive(Debug, Deserialize)]
 pub(super) struct Filters {
     tenant_id: Option<String>,
+    key_id: Option<String>,
     operation: Option<String>,
     from: Option<String>,
     to: Option<String>,
     resource_type: Option<String>,
+    resource_id: Option<String>,
+    status: Option<String>,
     error_code: Option<String>,
     status_min: Option<String>,
     status_max: Option<String>,
@@ -96,26 +99,52 @@ fn worded(entry: proto::Entry) -> Log {
     }
 }
 
+/// What is looked for in the entries of a page.
+#[derive(Debug)]
+struct Wanted {
+    key_id: Option<String>,
+    trace_id: Option<String>,
+    request_id: Option<String>,
+    resource_id: Option<String>,
+    /// Any of these, divided by commas.
+    error_code: Option<String>,
+}
+
+impl Wanted {
+    fn fits(&self, log: &Log) -> bool {
+        let text =
+            |found: &Option<Value>| found.as_ref().and_then(Value::as_str).map(str::to_owned);
+        let is = |wanted: &Option<String>, found| wanted.is_none() || *wanted == text(found);
+        let codes = self.error_code.as_deref();
+        is(&self.key_id, &log.key_id)
+            && is(&self.trace_id, &log.trace_id)
+            && is(&self.request_id, &log.request_id)
+            && is(&self.resource_id, &log.resource_id)
+            && codes.is_none_or(|codes| {
+                let found = text(&log.error_code);
+                codes
+                    .split(',')
+                    .any(|code| found.as_deref() == Some(code.trim()))
+            })
+    }
+}
+
 pub(super) async fn list(
     State(gateway): State<Gateway>,
     call: Call,
     filters: Params<Filters>,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Audit).await?;
+    let asker = gateway.operator(&call, Permission::Audit).await?;
     let filters = params(filters)?;
     must_be_absent(&[
         ("resource_type", &filters.resource_type),
-        ("error_code", &filters.error_code),
+        ("status", &filters.status),
         ("status_min", &filters.status_min),
         ("status_max", &filters.status_max),
-        ("trace_id", &filters.trace_id),
-        ("request_id", &filters.request_id),
         ("search", &filters.search),
     ])?;
-    let tenant = filters.tenant_id.filter(|tenant| !tenant.is_empty());
-    if tenant.is_none() && asker.tenant().is_empty() {
-        return Err(Fault::field("tenant_id", "given with an operator's key"));
-    }
+    let tenant = filters.tenant_id;
+    let tenant = tenant.ok_or_else(|| Fault::field("tenant_id", "given"))?;
     let mut kinds = Vec::new();
     for name in filters.operation.as_deref().unwrap_or("").split(',') {
         if name.is_empty() {
@@ -130,14 +159,26 @@ pub(super) async fn list(
         })?;
         kinds.push(kind.into());
     }
+    let wanted = Wanted {
+        key_id: filters.key_id,
+        trace_id: filters.trace_id,
+        request_id: filters.request_id,
+        resource_id: filters.resource_id,
+        error_code: filters.error_code,
+    };
+    let question = Question::new(&format!("logs\0{wanted:?}"));
+    let at = |field, text: Option<String>| {
+        let time = text.map(|text| time(field, &text)).transpose()?;
+        Ok::<_, Fault>(time.map(stamp))
+    };
     let message = proto::ListEntriesRequest {
-        tenant: tenant.unwrap_or_default(),
+        tenant,
         kinds,
-        start_time: translate::time("from", filters.from.as_ref())?,
-        end_time: translate::time("to", filters.to.as_ref())?,
+        start_time: at("from", filters.from)?,
+        end_time: at("to", filters.to)?,
         descending: true,
         page_size: limit(filters.limit.as_ref())?,
-        page_token: filters.cursor.unwrap_or_default(),
+        page_token: question.token(filters.cursor)?,
         ..proto::ListEntriesRequest::default()
     };
     let page = gateway
@@ -145,8 +186,9 @@ pub(super) async fn list(
         .list_entries(asker.request(message))
         .await?;
     let page = page.into_inner();
+    let logs = page.entries.into_iter().map(worded);
     Answer::new(&Logs {
-        logs: page.entries.into_iter().map(worded).collect(),
-        next: page.next_page_token.into(),
+        logs: logs.filter(|log| wanted.fits(log)).collect(),
+        next: question.next(&page.next_page_token),
     })
 }

@@ -10,13 +10,16 @@ use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{Free, object, object_or_none, word, word_or_none};
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_be_absent, params};
+use super::{Done, Params, Question, iso, limit, must_be_absent, params, tenants};
 use crate::domain::permission::Permission;
 use crate::domain::request::Digest;
-use crate::domain::scope::Scope;
+use crate::domain::scope::{Level, Scope};
 use crate::proto;
 use crate::proto::authority_server::Authority as _;
 use crate::proto::provisioning_server::Provisioning as _;
+
+/// The longest text that is searched for.
+const SEARCH_CHARS_MAX: usize = 128;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +44,7 @@ pub(super) struct Given {
 }
 
 /// The only one that has an effect: nothing rolls over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 enum RolloverPolicy {
     None,
@@ -62,6 +65,7 @@ pub(super) struct BudgetLedger {
     overdraft_limit: wire::Amount,
     is_over_limit: bool,
     status: &'static str,
+    rollover_policy: RolloverPolicy,
     #[serde(skip_serializing_if = "Option::is_none")]
     created_at: Option<String>,
 }
@@ -114,6 +118,8 @@ pub(super) fn worded(balance: &proto::Balance) -> Option<BudgetLedger> {
         overdraft_limit: of(balance.overdraft_limit),
         is_over_limit: balance.over_limit,
         status: status(balance.state()),
+        // Only budgets without a period are shown.
+        rollover_policy: RolloverPolicy::None,
         created_at: None,
     })
 }
@@ -141,6 +147,9 @@ impl Named {
     fn new(scope: &str, unit: wire::Unit, tenant_id: Option<&String>) -> Result<Self, Fault> {
         let parsed = Scope::parse_concrete(scope);
         let parsed = parsed.map_err(|error| Fault::field("scope", &error.to_string()))?;
+        if !parsed.as_str().eq_ignore_ascii_case(scope) {
+            return Err(Fault::field("scope", &format!("in order: {parsed}")));
+        }
         let tenant = parsed.tenant();
         let tenant = tenant.map_err(|error| Fault::field("scope", &error.to_string()))?;
         let agrees = |named: &String| named.eq_ignore_ascii_case(tenant.as_str());
@@ -206,14 +215,14 @@ impl Named {
         Ok(ledger)
     }
 
-    /// Changes some fields of it and leaves the rest.
+    /// Changes one field of it and leaves the rest. Whether it was otherwise before.
     async fn change(
         &self,
         gateway: &Gateway,
         asker: &Asker,
         budget: proto::Budget,
-        fields: &[&str],
-    ) -> Result<BudgetLedger, Fault> {
+        field: &str,
+    ) -> Result<bool, Fault> {
         let message = proto::ProvisionRequest {
             idempotency_key: fresh_key(),
             budgets: vec![proto::Budget {
@@ -224,14 +233,38 @@ impl Named {
                 ..budget
             }],
             update_mask: Some(pbjson_types::FieldMask {
-                paths: fields.iter().map(|field| (*field).to_owned()).collect(),
+                paths: vec![field.to_owned()],
             }),
             ..proto::ProvisionRequest::default()
         };
         let changed = gateway.services.provision(asker.request(message)).await;
-        changed.map_err(not_found)?;
-        self.find(gateway, asker).await
+        let changed = changed.map_err(not_found)?.into_inner().changes;
+        let is_change = |change: &proto::Change| change.kind() != proto::ChangeKind::Unchanged;
+        Ok(changed.iter().any(is_change))
     }
+}
+
+/// Whether a budget of the protocol's can be made at a scope. Of a mistyped level would
+/// become a dimension, and a budget that never applies.
+fn must_be_of_levels(scope: &str) -> Result<(), Fault> {
+    let is_level = |name: &str| Level::ALL.into_iter().any(|level| level.as_str() == name);
+    for (level, id) in scope.split('/').filter_map(|part| part.split_once(':')) {
+        if !is_level(level) {
+            let levels = Level::ALL.map(Level::as_str).join(", ");
+            let wants = format!(
+                "made of {levels}: {level} is none of them (a budget of a dimension is made by \
+                 a document)"
+            );
+            return Err(Fault::field("scope", &wants));
+        }
+        let ends = [id.bytes().next(), id.bytes().next_back()];
+        let fits = |end: &Option<u8>| end.is_some_and(|end| end.is_ascii_alphanumeric());
+        if !ends.iter().all(fits) {
+            let wants = format!("made of ids that begin and end with a letter or digit: not {id}");
+            return Err(Fault::field("scope", &wants));
+        }
+    }
+    Ok(())
 }
 
 /// A budget of another tenant is one that does not exist.
@@ -245,6 +278,8 @@ pub(super) fn not_found(status: tonic::Status) -> Fault {
 
 pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
     let asker = gateway.either(&call, Permission::Provision).await?;
+    // For the answer: nothing may be done that can't be told.
+    asker.must_hold(Permission::Read)?;
     let given: Given = gateway.json(&call, body).await?;
     must_be_absent(&[
         ("commit_overage_policy", &given.commit_overage_policy),
@@ -260,6 +295,14 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
         }
     }
     let named = Named::new(&given.scope, given.unit, given.tenant_id.as_ref())?;
+    must_be_of_levels(&named.scope)?;
+    let owner = tenants::find(&gateway, &asker, &named.tenant).await?;
+    if owner.state() != proto::TenantState::Active {
+        return Err(Fault::invalid(format!(
+            "tenant {} is not ACTIVE",
+            named.tenant
+        )));
+    }
     let message = proto::ProvisionRequest {
         idempotency_key: fresh_key(),
         budgets: vec![proto::Budget {
@@ -292,8 +335,8 @@ struct Change {
     #[serde(default, deserialize_with = "object_or_none")]
     overdraft_limit: Option<wire::Amount>,
     commit_overage_policy: Option<Value>,
-    #[serde(rename = "metadata")]
-    _metadata: Option<Free>,
+    /// Taken and kept nowhere, as in the original.
+    metadata: Option<Free>,
 }
 
 pub(super) async fn update(
@@ -302,27 +345,33 @@ pub(super) async fn update(
     which: Params<Which>,
     body: Body,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Provision).await?;
+    let asker = gateway.operator(&call, Permission::Provision).await?;
+    asker.must_hold(Permission::Read)?;
     let given: Change = gateway.json(&call, body).await?;
     must_be_absent(&[("commit_overage_policy", &given.commit_overage_policy)])?;
     let named = Named::read(which)?;
-    let Some(limit) = given.overdraft_limit else {
-        return Err(Fault::field(
-            "overdraft_limit",
-            "given: nothing else can be changed here",
-        ));
-    };
-    if limit.unit != named.unit {
-        return Err(Fault::other_unit("overdraft_limit"));
+    match given.overdraft_limit {
+        Some(limit) if limit.unit != named.unit => {
+            return Err(Fault::other_unit("overdraft_limit"));
+        }
+        Some(limit) => {
+            let budget = proto::Budget {
+                overdraft_limit: limit.amount,
+                ..proto::Budget::default()
+            };
+            named
+                .change(&gateway, &asker, budget, "overdraft_limit")
+                .await?;
+        }
+        None if given.metadata.is_some() => {}
+        None => {
+            return Err(Fault::field(
+                "overdraft_limit",
+                "given: nothing else can be changed here",
+            ));
+        }
     }
-    let budget = proto::Budget {
-        overdraft_limit: limit.amount,
-        ..proto::Budget::default()
-    };
-    let changed = named
-        .change(&gateway, &asker, budget, &["overdraft_limit"])
-        .await?;
-    Answer::new(&changed)
+    Answer::new(&named.find(&gateway, &asker).await?)
 }
 
 pub(super) async fn freeze(
@@ -330,14 +379,8 @@ pub(super) async fn freeze(
     call: Call,
     which: Params<Which>,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Provision).await?;
-    turn(
-        &gateway,
-        &asker,
-        which,
-        ("ACTIVE", proto::BudgetState::Frozen),
-    )
-    .await
+    let asker = gateway.operator(&call, Permission::Provision).await?;
+    turn(&gateway, &asker, which, proto::BudgetState::Frozen).await
 }
 
 pub(super) async fn unfreeze(
@@ -345,35 +388,31 @@ pub(super) async fn unfreeze(
     call: Call,
     which: Params<Which>,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Loosen).await?;
-    turn(
-        &gateway,
-        &asker,
-        which,
-        ("FROZEN", proto::BudgetState::Active),
-    )
-    .await
+    let asker = gateway.operator(&call, Permission::Provision).await?;
+    asker.must_hold(Permission::Loosen)?;
+    turn(&gateway, &asker, which, proto::BudgetState::Active).await
 }
 
-/// Takes a budget from one state to another.
+/// Takes a budget to another state. Of many who do so at once one has done it: the others
+/// are told by the change itself, since a look beforehand would be true for all of them.
 async fn turn(
     gateway: &Gateway,
     asker: &Asker,
     which: Params<Which>,
-    (from, to): (&str, proto::BudgetState),
+    to: proto::BudgetState,
 ) -> Done {
+    asker.must_hold(Permission::Read)?;
     let named = Named::read(which)?;
-    let stands = named.find(gateway, asker).await?.status;
-    if stands != from {
-        let status = axum::http::StatusCode::CONFLICT;
-        let message = format!("the budget is {stands}, not {from}");
-        return Err(Fault::new(status, "INVALID_REQUEST", message));
-    }
     let budget = proto::Budget {
         state: to.into(),
         ..proto::Budget::default()
     };
-    Answer::new(&named.change(gateway, asker, budget, &["state"]).await?)
+    if !named.change(gateway, asker, budget, "state").await? {
+        let message = format!("the budget is {} already", status(to));
+        let conflict = axum::http::StatusCode::CONFLICT;
+        return Err(Fault::new(conflict, "INVALID_REQUEST", message));
+    }
+    Answer::new(&named.find(gateway, asker).await?)
 }
 
 #[derive(Debug, Deserialize)]
@@ -382,6 +421,10 @@ pub(super) struct Filters {
     scope_prefix: Option<String>,
     unit: Option<String>,
     status: Option<String>,
+    over_limit: Option<String>,
+    has_debt: Option<String>,
+    utilization_min: Option<String>,
+    utilization_max: Option<String>,
     search: Option<String>,
     sort_by: Option<String>,
     sort_dir: Option<String>,
@@ -395,7 +438,7 @@ pub(super) async fn list(
     filters: Params<Filters>,
 ) -> Done {
     let asker = gateway.either(&call, Permission::Read).await?;
-    let (ledgers, next) = page(&gateway, &asker, params(filters)?).await?;
+    let (ledgers, next) = page(&gateway, &asker, "budgets", params(filters)?).await?;
     Answer::new(&Ledgers { ledgers, next })
 }
 
@@ -410,51 +453,152 @@ pub(super) async fn balances(
         status: Some("ACTIVE".into()),
         ..params(filters)?
     };
-    let (balances, next) = page(&gateway, &asker, filters).await?;
+    let (balances, next) = page(&gateway, &asker, "balances", filters).await?;
     Answer::new(&Balances { balances, next })
+}
+
+/// A part of a whole, in billionths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Share(i128);
+
+impl Share {
+    const WHOLE: i128 = 1_000_000_000;
+
+    fn parse(text: &str) -> Option<Self> {
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let number = |digits: &str| -> Option<i128> {
+            let known = (1..=9).contains(&digits.len());
+            let known = known && digits.bytes().all(|b| b.is_ascii_digit());
+            digits.parse().ok().filter(|_| known)
+        };
+        let (whole, _) = (number(whole)?, number(part)?);
+        Some(Self(whole * Self::WHOLE + number(&format!("{part:0<9}"))?))
+    }
+
+    /// Against what an amount is of another.
+    fn compared(self, (of, all): (i64, i64)) -> std::cmp::Ordering {
+        (self.0 * i128::from(all)).cmp(&(i128::from(of) * Self::WHOLE))
+    }
+}
+
+/// What is looked for in the budgets of a page.
+#[derive(Debug)]
+struct Wanted {
+    prefix: String,
+    unit: Option<wire::Unit>,
+    status: Option<String>,
+    over_limit: Option<bool>,
+    has_debt: Option<bool>,
+    /// Least and most of what is allocated that is spent.
+    utilization: [Option<Share>; 2],
+    /// In lower case.
+    search: Option<String>,
+}
+
+impl Wanted {
+    fn read(filters: &Filters) -> Result<Self, Fault> {
+        let unit = filters.unit.as_deref().map(|name| {
+            let wants = "one of USD_MICROCENTS, TOKENS, CREDITS, RISK_POINTS";
+            unit_named(name).ok_or_else(|| Fault::field("unit", wants))
+        });
+        let status = filters.status.clone();
+        if let Some(status) = &status
+            && !["ACTIVE", "FROZEN", "CLOSED"].contains(&status.as_str())
+        {
+            return Err(Fault::field("status", "one of ACTIVE, FROZEN, CLOSED"));
+        }
+        let flag = |name, text: &Option<String>| {
+            let flag = text.as_deref().map(str::parse).transpose();
+            flag.map_err(|_| Fault::field(name, "true or false"))
+        };
+        let part = |name, text: &Option<String>| {
+            let part = text.as_deref().map(Share::parse);
+            match part {
+                Some(None) => Err(Fault::field(name, "a number such as 0.8")),
+                part => Ok(part.flatten()),
+            }
+        };
+        let utilization = [
+            part("utilization_min", &filters.utilization_min)?,
+            part("utilization_max", &filters.utilization_max)?,
+        ];
+        if matches!(utilization, [Some(least), Some(most)] if least > most) {
+            return Err(Fault::field(
+                "utilization_min",
+                "not more than utilization_max",
+            ));
+        }
+        let search = filters.search.as_deref();
+        if search.is_some_and(|search| search.chars().count() > SEARCH_CHARS_MAX) {
+            let wants = format!("at most {SEARCH_CHARS_MAX} characters");
+            return Err(Fault::field("search", &wants));
+        }
+        Ok(Self {
+            prefix: filters
+                .scope_prefix
+                .as_deref()
+                .unwrap_or_default()
+                .to_ascii_lowercase(),
+            unit: unit.transpose()?,
+            status,
+            over_limit: flag("over_limit", &filters.over_limit)?,
+            has_debt: flag("has_debt", &filters.has_debt)?,
+            utilization,
+            search: search.map(str::to_ascii_lowercase),
+        })
+    }
+
+    fn fits(&self, ledger: &BudgetLedger) -> bool {
+        let [least, most] = self.utilization;
+        // Nothing of nothing is none of it.
+        let used = match (ledger.spent.amount, ledger.allocated.amount) {
+            (_, 0) => (0, 1),
+            used => used,
+        };
+        // A scope begins with its tenant.
+        let search = self.search.as_ref();
+        ledger.scope.starts_with(&self.prefix)
+            && self.unit.is_none_or(|unit| ledger.unit == unit)
+            && self
+                .status
+                .as_ref()
+                .is_none_or(|status| ledger.status == status)
+            && self
+                .over_limit
+                .is_none_or(|over| ledger.is_over_limit == over)
+            && self
+                .has_debt
+                .is_none_or(|owes| (ledger.debt.amount > 0) == owes)
+            && least.is_none_or(|least| least.compared(used).is_le())
+            && most.is_none_or(|most| most.compared(used).is_ge())
+            && search.is_none_or(|text| ledger.scope.contains(text))
+    }
 }
 
 async fn page(
     gateway: &Gateway,
     asker: &Asker,
+    list: &str,
     filters: Filters,
 ) -> Result<(Vec<BudgetLedger>, wire::Next), Fault> {
     must_be_absent(&[
-        ("search", &filters.search),
         ("sort_by", &filters.sort_by),
         ("sort_dir", &filters.sort_dir),
     ])?;
-    let prefix = filters
-        .scope_prefix
-        .unwrap_or_default()
-        .to_ascii_lowercase();
-    let unit = match filters.unit.as_deref() {
-        None | Some("") => None,
-        Some(name) => Some(unit_named(name).ok_or_else(|| {
-            Fault::field(
-                "unit",
-                "one of USD_MICROCENTS, TOKENS, CREDITS, RISK_POINTS",
-            )
-        })?),
-    };
-    let status = filters.status.filter(|status| !status.is_empty());
-    if let Some(status) = &status
-        && !["ACTIVE", "FROZEN", "CLOSED"].contains(&status.as_str())
-    {
-        return Err(Fault::field("status", "one of ACTIVE, FROZEN, CLOSED"));
-    }
-    let tenant = filters.tenant_id.filter(|tenant| !tenant.is_empty());
-    let of_prefix = prefix
+    let wanted = Wanted::read(&filters)?;
+    let of_prefix = wanted
+        .prefix
         .strip_prefix("tenant:")
         .and_then(|rest| rest.split('/').next());
-    let tenant = tenant.or_else(|| of_prefix.map(str::to_owned));
+    let tenant = filters.tenant_id.or_else(|| of_prefix.map(str::to_owned));
     if tenant.is_none() && asker.tenant().is_empty() {
         return Err(Fault::field("tenant_id", "given with an operator's key"));
     }
+    let question = Question::new(&format!("{list}\0{wanted:?}"));
     let message = proto::ListBalancesRequest {
         tenant: tenant.unwrap_or_default(),
         page_size: limit(filters.limit.as_ref())?,
-        page_token: filters.cursor.unwrap_or_default(),
+        page_token: question.token(filters.cursor)?,
         include_unopened: true,
         ..proto::ListBalancesRequest::default()
     };
@@ -468,9 +612,37 @@ async fn page(
         .iter()
         .filter(|balance| balance.period() == proto::Period::Total)
         .filter_map(worded)
-        .filter(|ledger| ledger.scope.starts_with(&prefix))
-        .filter(|ledger| unit.is_none_or(|unit| ledger.unit == unit))
-        .filter(|ledger| status.as_ref().is_none_or(|status| ledger.status == status))
+        .filter(|ledger| wanted.fits(ledger))
         .collect();
-    Ok((ledgers, page.next_page_token.into()))
+    Ok((ledgers, question.next(&page.next_page_token)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_compared_exactly() {
+        let share = |text| Share::parse(text).expect("a share");
+        assert_eq!(share("0.8"), Share(800_000_000));
+        assert_eq!(share("1"), share("1.000"));
+        let most = i64::MAX;
+        assert!(share("1").compared((most, most)).is_eq());
+        assert!(share("1").compared((most - 1, most)).is_gt());
+        assert!(share("0.333333333").compared((1, 3)).is_lt());
+        for text in [
+            "",
+            ".5",
+            "5.",
+            "-1",
+            "+1",
+            "1e3",
+            "NaN",
+            "0.0000000001",
+            "0,5",
+            "1.2.3",
+        ] {
+            assert_eq!(Share::parse(text), None, "{text}");
+        }
+    }
 }

@@ -16,6 +16,9 @@ use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
 
+/// The longest reason.
+const REASON_CHARS_MAX: usize = 512;
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fund {
@@ -92,8 +95,11 @@ pub(super) async fn fund(
     let asker = gateway.either(&call, Permission::Fund).await?;
     let given: Fund = gateway.json(&call, body).await?;
     let named = Named::read(which)?;
-    if let Some(key) = &given.idempotency_key {
-        call.must_agree(key)?;
+    let key = call.key_or(given.idempotency_key.clone(), fresh_key)?;
+    let reason = given.reason.as_deref().unwrap_or("");
+    if reason.chars().count() > REASON_CHARS_MAX {
+        let wants = format!("at most {REASON_CHARS_MAX} characters");
+        return Err(Fault::field("reason", &wants));
     }
     // Here, because the message has other names for them.
     for (field, amount) in [("amount", Some(given.amount)), ("spent", given.spent)] {
@@ -107,7 +113,6 @@ pub(super) async fn fund(
         return Err(Fault::field("spent", "absent, but for RESET_SPENT"));
     }
     let operation = given.operation;
-    let key = call.key_or(given.idempotency_key.clone(), fresh_key);
     let message = given.message(&named, key);
     let funded = gateway.services.fund_budget(asker.request(message)).await;
     let funded = funded.map_err(not_found)?.into_inner();

@@ -11,7 +11,7 @@ use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{Free, word_or_none};
 use super::super::{Gateway, translate, wire};
-use super::{Done, Params, iso, limit, must_be_absent, params};
+use super::{Done, Params, Question, iso, limit, must_be_absent, params};
 use crate::domain::permission::Permission;
 use crate::proto;
 use crate::proto::provisioning_server::Provisioning as _;
@@ -31,15 +31,10 @@ pub(super) struct Given {
     max_reservation_extensions: Option<i32>,
     parent_tenant_id: Option<Value>,
     /// Any other value is refused with the body.
-    #[serde(
-        default,
-        rename = "reservation_expiry_policy",
-        deserialize_with = "word_or_none"
-    )]
-    _reservation_expiry_policy: Option<ExpiryPolicy>,
+    #[serde(default, deserialize_with = "word_or_none")]
+    reservation_expiry_policy: Option<ExpiryPolicy>,
     /// Taken and kept nowhere.
-    #[serde(rename = "metadata")]
-    _metadata: Option<Free>,
+    metadata: Option<Free>,
 }
 
 /// Whether its agents may act.
@@ -108,13 +103,16 @@ fn worded(tenant: proto::Tenant) -> Tenant {
     }
 }
 
-/// The settings that are given, over those that stand, and the names of what changes.
-fn settled(given: Given, stands: proto::Tenant) -> (proto::Tenant, Vec<String>) {
-    let mut tenant = stands;
+/// The settings that are given, and their names.
+fn settings(given: Given, id: &str) -> (proto::Tenant, Vec<&'static str>) {
+    let mut tenant = proto::Tenant {
+        tenant: id.to_owned(),
+        ..proto::Tenant::default()
+    };
     let mut mask = Vec::new();
     if let Some(name) = given.name {
         tenant.display_name = name;
-        mask.push("display_name".to_owned());
+        mask.push("display_name");
     }
     if let Some(status) = given.status {
         let state = match status {
@@ -123,33 +121,34 @@ fn settled(given: Given, stands: proto::Tenant) -> (proto::Tenant, Vec<String>) 
             Status::Closed => proto::TenantState::Closed,
         };
         tenant.state = state.into();
-        mask.push("state".to_owned());
+        mask.push("state");
     }
     if let Some(policy) = given.default_commit_overage_policy {
         tenant.default_overage_policy = translate::overage_policy(Some(policy));
-        mask.push("default_overage_policy".to_owned());
+        mask.push("default_overage_policy");
     }
-    let ttls = (
-        given.default_reservation_ttl_ms,
-        given.max_reservation_ttl_ms,
-    );
-    if ttls != (None, None) || given.max_reservation_extensions.is_some() {
-        let rules = tenant.cycles_compatible.get_or_insert_default();
-        if let Some(ttl) = ttls.0 {
-            rules.default_ttl = Some(translate::duration(ttl));
-        }
-        if let Some(ttl) = ttls.1 {
-            rules.max_ttl = Some(translate::duration(ttl));
-        }
-        if let Some(count) = given.max_reservation_extensions {
-            rules.max_extensions = Some(count);
-        }
-        mask.push("cycles_compatible".to_owned());
+    let mut rules = proto::CyclesRules::default();
+    if let Some(ttl) = given.default_reservation_ttl_ms {
+        rules.default_ttl = Some(translate::duration(ttl));
+        mask.push("cycles_compatible.default_ttl");
     }
+    if let Some(ttl) = given.max_reservation_ttl_ms {
+        rules.max_ttl = Some(translate::duration(ttl));
+        mask.push("cycles_compatible.max_ttl");
+    }
+    if let Some(count) = given.max_reservation_extensions {
+        rules.max_extensions = Some(count);
+        mask.push("cycles_compatible.max_extensions");
+    }
+    tenant.cycles_compatible = Some(rules);
     (tenant, mask)
 }
 
-async fn find(gateway: &Gateway, asker: &Asker, tenant: &str) -> Result<proto::Tenant, Fault> {
+pub(super) async fn find(
+    gateway: &Gateway,
+    asker: &Asker,
+    tenant: &str,
+) -> Result<proto::Tenant, Fault> {
     let message = proto::GetTenantRequest {
         tenant: tenant.to_owned(),
     };
@@ -158,7 +157,9 @@ async fn find(gateway: &Gateway, asker: &Asker, tenant: &str) -> Result<proto::T
 }
 
 pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Body) -> Done {
-    let asker = gateway.either(&call, Permission::Provision).await?;
+    let asker = gateway.operator(&call, Permission::Provision).await?;
+    // For the answer: nothing may be done that can't be told.
+    asker.must_hold(Permission::Read)?;
     let given: Given = gateway.json(&call, body).await?;
     must_be_absent(&[("parent_tenant_id", &given.parent_tenant_id)])?;
     let id = given.tenant_id.clone();
@@ -174,12 +175,7 @@ pub(super) async fn create(State(gateway): State<Gateway>, call: Call, body: Bod
     if given.status.is_some_and(|status| status != Status::Active) {
         return Err(Fault::field("status", "ACTIVE, or absent"));
     }
-    let fresh = proto::Tenant {
-        tenant: id.clone(),
-        cycles_compatible: Some(proto::CyclesRules::default()),
-        ..proto::Tenant::default()
-    };
-    let (tenant, _) = settled(given, fresh);
+    let (tenant, _) = settings(given, &id);
     let message = proto::ProvisionRequest {
         idempotency_key: fresh_key(),
         tenants: vec![tenant],
@@ -207,7 +203,9 @@ pub(super) async fn update(
     id: Result<Path<String>, PathRejection>,
     body: Body,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Provision).await?;
+    let asker = gateway.operator(&call, Permission::Provision).await?;
+    // For the answer: nothing may be done that can't be told.
+    asker.must_hold(Permission::Read)?;
     let given: Given = gateway.json(&call, body).await?;
     must_be_absent(&[("parent_tenant_id", &given.parent_tenant_id)])?;
     let Path(id) = id.map_err(|error| Fault::invalid(error.body_text()))?;
@@ -221,32 +219,44 @@ pub(super) async fn update(
     {
         return Err(Fault::field("name", "1 to 256 characters, or absent"));
     }
-    let stands = find(&gateway, &asker, &id).await?;
-    let native = stands.cycles_compatible.is_none();
-    let (tenant, mask) = settled(given, stands);
-    // It would give up default-deny with them.
-    if native && mask.iter().any(|field| field == "cycles_compatible") {
-        return Err(Fault::new(
-            axum::http::StatusCode::CONFLICT,
-            "INVALID_REQUEST",
-            "ttl and extensions are set only for tenants that are cycles_compatible",
-        ));
-    }
-    if mask.is_empty() {
+    // Taken, and nothing to be done about.
+    let kept = given.metadata.is_some() || given.reservation_expiry_policy.is_some();
+    let (tenant, mask) = settings(given, &id);
+    let reserves = |field: &&str| field.starts_with("cycles_compatible");
+    if mask.is_empty() && !kept {
         return Err(Fault::invalid(
             "Validation failed: nothing is to be changed",
         ));
     }
+    if mask.is_empty() || mask.iter().any(reserves) {
+        let stands = find(&gateway, &asker, &id).await?;
+        if mask.is_empty() {
+            return Answer::new(&worded(stands));
+        }
+        if stands.cycles_compatible.is_none() {
+            return Err(Fault::new(
+                axum::http::StatusCode::CONFLICT,
+                "INVALID_REQUEST",
+                "ttl and extensions are set only for tenants that are cycles_compatible",
+            ));
+        }
+    }
     let message = proto::ProvisionRequest {
         idempotency_key: fresh_key(),
-        tenants: vec![proto::Tenant {
-            create_time: None,
-            ..tenant
-        }],
-        update_mask: Some(pbjson_types::FieldMask { paths: mask }),
+        tenants: vec![tenant],
+        update_mask: Some(pbjson_types::FieldMask {
+            paths: mask.into_iter().map(str::to_owned).collect(),
+        }),
         ..proto::ProvisionRequest::default()
     };
-    gateway.services.provision(asker.request(message)).await?;
+    let changed = gateway.services.provision(asker.request(message)).await;
+    changed.map_err(|status| {
+        let fault = Fault::from(status);
+        match fault.error {
+            "TENANT_CLOSED" => Fault::field("status", "CLOSED, or absent: it is so for good"),
+            _ => fault,
+        }
+    })?;
     Answer::new(&worded(find(&gateway, &asker, &id).await?))
 }
 
@@ -255,7 +265,7 @@ pub(super) async fn look_up(
     call: Call,
     id: Result<Path<String>, PathRejection>,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Read).await?;
+    let asker = gateway.operator(&call, Permission::Read).await?;
     let Path(id) = id.map_err(|error| Fault::invalid(error.body_text()))?;
     Answer::new(&worded(find(&gateway, &asker, &id).await?))
 }
@@ -276,7 +286,7 @@ pub(super) async fn list(
     call: Call,
     filters: Params<Filters>,
 ) -> Done {
-    let asker = gateway.either(&call, Permission::Read).await?;
+    let asker = gateway.operator(&call, Permission::Read).await?;
     let filters = params(filters)?;
     must_be_absent(&[
         ("parent_tenant_id", &filters.parent_tenant_id),
@@ -284,9 +294,10 @@ pub(super) async fn list(
         ("sort_by", &filters.sort_by),
         ("sort_dir", &filters.sort_dir),
     ])?;
+    let question = Question::new(&format!("tenants\0{:?}", filters.status));
     let message = proto::ListTenantsRequest {
         page_size: limit(filters.limit.as_ref())?,
-        page_token: filters.cursor.unwrap_or_default(),
+        page_token: question.token(filters.cursor)?,
     };
     let page = gateway
         .services
@@ -300,6 +311,6 @@ pub(super) async fn list(
             .map(worded)
             .filter(|tenant| filters.status.is_none_or(|status| tenant.status == status))
             .collect(),
-        next: page.next_page_token.into(),
+        next: question.next(&page.next_page_token),
     })
 }
