@@ -454,10 +454,25 @@ impl TenantState {
         if self.activity.len() > most {
             self.activity.clear();
         }
-        if self.balances.len() > most {
+        if self.balances.len() > most || self.accounts.len() > most {
             self.balances.clear();
             self.accounts.clear();
         }
+    }
+
+    /// How much is kept, in rows.
+    pub fn rows(&self) -> usize {
+        self.balances.len()
+            + self.accounts.len()
+            + self.reservations.len()
+            + self.pins.len()
+            + self.activity.len()
+    }
+
+    /// Forgets which keys were used. Only between batches.
+    pub fn forget_keys(&mut self) {
+        self.pins = HashMap::new();
+        self.pinned_bodies.clear();
     }
 
     pub(super) fn balance(&self, no: BalanceNo) -> Option<&Balance> {

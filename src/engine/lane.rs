@@ -5,8 +5,13 @@
 //! lost, nothing of the attempt is answered: the batch is decided anew on fresh
 //! state, with the heads locked, so that it makes progress against any number of
 //! other writers.
+//!
+//! Tenants share a batch, not their faults: where a row can't be read, the batch is
+//! decided in halves until the fault stands alone. Whose it was is decided by itself
+//! from then on, until it goes well again. The same after a panic, which costs the
+//! batch that it happened in.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +20,9 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cache::{Bounds, Cache, ROWS_KEPT};
 use super::queue::{Job, Queue};
+use super::supervise::caught;
 use super::wait::Waits;
 use super::{EngineError, RETRY_AFTER, Written, now};
 use crate::domain::answer::Answer;
@@ -27,10 +34,6 @@ use crate::domain::time::Timestamp;
 use crate::metrics::{Metrics, Redone};
 use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, batch, hot};
 
-/// Most tenants whose state is kept between batches.
-const TENANTS_KEPT: usize = 8_192;
-/// Most balances, reservations and keys that are kept of one tenant.
-const ROWS_KEPT: usize = 16_384;
 /// Most turns that are left to others before a batch is taken, as long as each brings
 /// something.
 const YIELDS: u32 = 16;
@@ -43,20 +46,19 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that lock their heads first after the fence was missed: where there
 /// was another writer there will be one again.
 const LOCKED_BATCHES: u32 = 64;
-
-/// A tenant's state and the head that it was read at.
-#[derive(Debug)]
-struct Cached {
-    head: Head,
-    state: TenantState,
-}
+/// How often what was taken at once is halved to find out whose fault it is. What is wrong
+/// with everybody's rows, or with the database, is not searched for longer.
+const HALVINGS: u32 = 64;
+/// Most tenants that are decided by themselves.
+const APART: usize = 4_096;
 
 type Outcome = Result<Answer, Refusal>;
 
 /// An attempt that went through.
 struct Done {
     outcomes: Vec<Outcome>,
-    written: Vec<Written>,
+    /// Where it left each chain that it wrote to.
+    tips: Vec<(TenantId, Tip)>,
     /// Reservations that people decided on, or that ended while they waited.
     decided: Vec<(TenantId, ReservationId)>,
 }
@@ -71,19 +73,25 @@ pub(super) struct Worker {
     max_batch: usize,
     metrics: Metrics,
     conn: Option<PgConnection>,
-    cache: HashMap<TenantId, Cached>,
+    cache: Cache,
     /// Batches that still lock first.
     locked_batches: u32,
-    /// What an attempt of unknown outcome would have left as tips.
-    open: Option<Open>,
+    /// Attempts at the batch of which the outcome is unknown.
+    open: Vec<Open>,
+    /// Tenants that are decided by themselves, for the fault of which others failed too.
+    apart: HashSet<TenantId>,
 }
 
 /// An attempt of which it is not known whether it was committed.
 #[derive(Debug)]
 struct Open {
+    /// What it would have left as tips.
     tips: Vec<(TenantId, Tip)>,
     outcomes: Vec<Outcome>,
 }
+
+/// Jobs that are decided at once.
+type Group = Vec<(TenantId, Job)>;
 
 impl Worker {
     pub(super) fn new(
@@ -102,9 +110,10 @@ impl Worker {
             max_batch: max_batch.max(1),
             metrics,
             conn: None,
-            cache: HashMap::new(),
+            cache: Cache::new(Bounds::LANE),
             locked_batches: 0,
-            open: None,
+            open: Vec::new(),
+            apart: HashSet::new(),
         }
     }
 
@@ -139,7 +148,7 @@ impl Worker {
         }
     }
 
-    async fn batch(&mut self, jobs: Vec<(TenantId, Job)>) {
+    async fn batch(&mut self, jobs: Group) {
         let started = Instant::now();
         let mut live = Vec::with_capacity(jobs.len());
         for (tenant, job) in jobs {
@@ -154,29 +163,61 @@ impl Worker {
             }
             live.push((tenant, job));
         }
-        if live.is_empty() {
-            return;
-        }
-        match self.decide(&live, started).await {
-            Ok(done) => {
-                self.metrics.batch(live.len(), started.elapsed());
-                for (tenant, reservation) in done.decided {
-                    self.waits.changed(&tenant, reservation);
+        let mut groups = groups(live, &self.apart);
+        let mut halvings = HALVINGS;
+        while let Some(group) = groups.pop() {
+            let started = Instant::now();
+            match caught(self.decide(&group, started)).await {
+                Ok(Ok(done)) => self.answer(group, done, started),
+                // What may stand already is not tried again in parts.
+                Ok(Err(EngineError::Internal)) if self.open.is_empty() && halvings > 0 => {
+                    halvings -= 1;
+                    match halves(group) {
+                        Ok((first, second)) => groups.extend([second, first]),
+                        Err(group) => {
+                            self.set_apart(&group);
+                            refuse(group, &EngineError::Internal);
+                        }
+                    }
                 }
-                for written in done.written {
-                    // Nobody has to be listening.
-                    let _ = self.written.send(written);
-                }
-                for ((_, job), outcome) in live.into_iter().zip(done.outcomes) {
-                    let _ = job.reply.send(outcome.map_err(EngineError::from));
+                Ok(Err(error)) => refuse(group, &error),
+                Err(panic) => {
+                    tracing::error!(panic, "a batch panicked");
+                    // What it left half changed is thrown away.
+                    self.conn = None;
+                    self.cache.clear();
+                    self.set_apart(&group);
+                    refuse(group, &EngineError::Internal);
                 }
             }
-            Err(error) => {
-                for (_, job) in live {
-                    let _ = job.reply.send(Err(error.clone()));
-                }
-            }
         }
+    }
+
+    /// Answers jobs that were decided.
+    fn answer(&mut self, group: Group, done: Done, started: Instant) {
+        self.metrics.batch(group.len(), started.elapsed());
+        for (tenant, reservation) in done.decided {
+            self.waits.changed(&tenant, reservation);
+        }
+        for (tenant, tip) in done.tips {
+            // Nobody has to be listening.
+            let _ = self.written.send((tenant, tip.seq));
+        }
+        for ((tenant, job), outcome) in group.into_iter().zip(done.outcomes) {
+            if !self.apart.is_empty() {
+                self.apart.remove(&tenant);
+            }
+            let _ = job.reply.send(outcome.map_err(EngineError::from));
+        }
+    }
+
+    /// From now on these tenants are decided each by itself.
+    fn set_apart(&mut self, group: &Group) {
+        if self.apart.len() >= APART {
+            self.apart.clear();
+        }
+        let tenants = group.iter().map(|(tenant, _)| tenant.clone());
+        self.apart.extend(tenants);
     }
 
     /// Tries a batch until it is through or must be given up.
@@ -187,9 +228,9 @@ impl Worker {
     ) -> Result<Done, EngineError> {
         let mut conflicts = 0;
         let mut pause = Duration::from_millis(5);
-        self.open = None;
+        self.open.clear();
         loop {
-            let fresh = conflicts > 0 || self.open.is_some();
+            let fresh = conflicts > 0 || !self.open.is_empty();
             let attempt = tokio::time::timeout(ATTEMPT_TIMEOUT, self.attempt(jobs, fresh)).await;
             let error = match attempt {
                 Ok(Ok(done)) => return Ok(done),
@@ -263,13 +304,15 @@ impl Worker {
         let heads = hot::read_heads(&mut tx, &tenants, true).await?;
         // With the heads locked nobody writes any more: what an attempt of
         // unknown outcome has left stands, or never will.
-        if let Some(open) = self.open.take() {
-            let standing = hot::standing(&mut tx, &open.tips).await?;
-            if !open.tips.is_empty() && standing.len() == open.tips.len() {
+        // It is remembered until the batch is through: this attempt may be lost too.
+        for at in 0..self.open.len() {
+            let tips = &self.open[at].tips;
+            let standing = hot::standing(&mut tx, tips).await?;
+            if !tips.is_empty() && standing.len() == tips.len() {
                 hot::commit(tx).await?;
-                let written = open.tips.iter().map(|(t, tip)| (t.clone(), tip.seq));
+                let open = self.open.swap_remove(at);
                 return Ok(Done {
-                    written: written.collect(),
+                    tips: open.tips,
                     outcomes: open.outcomes,
                     // Who waits finds out within a second.
                     decided: Vec::new(),
@@ -278,9 +321,8 @@ impl Worker {
         }
         let done = self.run_batch(&mut tx, jobs, fresh, Some(heads)).await?;
         if let Err(error) = hot::commit(tx).await {
-            let tips = jobs_tips(&self.cache, &done);
-            self.open = Some(Open {
-                tips,
+            self.open.push(Open {
+                tips: done.tips,
                 outcomes: done.outcomes,
             });
             return Err(error);
@@ -315,7 +357,8 @@ impl Worker {
         let mut writes = Vec::new();
         let mut read_only = BTreeMap::new();
         let tenants: BTreeSet<&TenantId> = jobs.iter().map(|(tenant, _)| tenant).collect();
-        for tenant in tenants {
+        for tenant in &tenants {
+            let tenant = *tenant;
             let Some(cached) = self.cache.get_mut(tenant) else {
                 continue;
             };
@@ -339,25 +382,20 @@ impl Worker {
         if !is_locked && !read_only.is_empty() {
             self.confirm(conn, &read_only).await?;
         }
-        let written: Vec<Written> = writes
+        let tips: Vec<(TenantId, Tip)> = writes
             .iter()
-            .map(|write| (write.tenant.clone(), write.head.tip.seq))
+            .map(|write| (write.tenant.clone(), write.head.tip))
             .collect();
         if !writes.is_empty()
             && let Err(error) = batch::write(conn, &writes).await
         {
             if matches!(error, StoreError::UnknownOutcome(_)) && !is_locked {
-                self.open = Some(Open {
-                    tips: writes
-                        .iter()
-                        .map(|write| (write.tenant.clone(), write.head.tip))
-                        .collect(),
-                    outcomes,
-                });
+                self.open.push(Open { tips, outcomes });
             }
             return Err(error);
         }
-        self.settle_cache(&writes);
+        self.settle_heads(&writes);
+        self.cache.settle(tenants.into_iter());
         let resolved = writes.iter().flat_map(|write| {
             let approvals = write.changes.approvals.iter();
             approvals.map(|record| (write.tenant.clone(), record.reservation))
@@ -365,7 +403,7 @@ impl Worker {
         Ok(Done {
             decided: resolved.collect(),
             outcomes,
-            written,
+            tips,
         })
     }
 
@@ -398,7 +436,7 @@ impl Worker {
     }
 
     /// Moves cached heads to where the write has put them.
-    fn settle_cache(&mut self, writes: &[TenantWrite]) {
+    fn settle_heads(&mut self, writes: &[TenantWrite]) {
         for write in writes {
             if let Some(cached) = self.cache.get_mut(&write.tenant) {
                 cached.head.fence += 1;
@@ -413,9 +451,6 @@ impl Worker {
                     .collect();
                 cached.state.trim(&settled, ROWS_KEPT);
             }
-        }
-        if self.cache.len() > TENANTS_KEPT {
-            self.cache.clear();
         }
     }
 
@@ -441,7 +476,7 @@ impl Worker {
             None => {
                 let missing: BTreeSet<TenantId> = tenants
                     .iter()
-                    .filter(|tenant| !self.cache.contains_key(tenant))
+                    .filter(|tenant| !self.cache.contains(tenant))
                     .cloned()
                     .collect();
                 if missing.is_empty() {
@@ -452,7 +487,7 @@ impl Worker {
         };
         let missing: BTreeSet<TenantId> = heads
             .keys()
-            .filter(|tenant| !self.cache.contains_key(tenant))
+            .filter(|tenant| !self.cache.contains(tenant))
             .cloned()
             .collect();
         if missing.is_empty() {
@@ -462,7 +497,7 @@ impl Worker {
         for (tenant, config) in configs {
             if let Some(head) = heads.get(&tenant) {
                 let state = TenantState::new(config, head.tip, head.next_balance);
-                self.cache.insert(tenant, Cached { head: *head, state });
+                self.cache.insert(tenant, *head, state);
             }
         }
         Ok(())
@@ -505,10 +540,106 @@ impl Worker {
     }
 }
 
-/// The tips that an attempt has left in the cache.
-fn jobs_tips(cache: &HashMap<TenantId, Cached>, done: &Done) -> Vec<(TenantId, Tip)> {
-    done.written
-        .iter()
-        .filter_map(|(tenant, _)| Some((tenant.clone(), cache.get(tenant)?.head.tip)))
-        .collect()
+/// Splits what was taken: those decided together last, each that stays apart before them,
+/// as they are to be taken from the end.
+fn groups(jobs: Group, apart: &HashSet<TenantId>) -> Vec<Group> {
+    if jobs.is_empty() {
+        return Vec::new();
+    }
+    if apart.is_empty() {
+        return vec![jobs];
+    }
+    let mut alone: BTreeMap<TenantId, Group> = BTreeMap::new();
+    let mut together = Vec::with_capacity(jobs.len());
+    for (tenant, job) in jobs {
+        if apart.contains(&tenant) {
+            let own = alone.entry(tenant.clone()).or_default();
+            own.push((tenant, job));
+        } else {
+            together.push((tenant, job));
+        }
+    }
+    let mut groups: Vec<Group> = alone.into_values().collect();
+    if !together.is_empty() {
+        groups.push(together);
+    }
+    groups
+}
+
+/// Two halves by tenants, each in its order; the group again where it is of one tenant.
+fn halves(group: Group) -> Result<(Group, Group), Group> {
+    let tenants: BTreeSet<&TenantId> = group.iter().map(|(tenant, _)| tenant).collect();
+    let middle = tenants.len() / 2;
+    let middle = tenants.into_iter().nth(middle).cloned();
+    match middle {
+        Some(middle) if group.iter().any(|(tenant, _)| *tenant < middle) => {
+            Ok(group.into_iter().partition(|(tenant, _)| *tenant < middle))
+        }
+        _ => Err(group),
+    }
+}
+
+fn refuse(group: Group, error: &EngineError) {
+    for (_, job) in group {
+        let _ = job.reply.send(Err(error.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::domain::request::{Command, Origin};
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::parse(name).expect("a tenant")
+    }
+
+    /// Jobs of these tenants; their request ids say in which order they came.
+    fn jobs(tenants: &str) -> Group {
+        let id = ReservationId::parse("00000000-0000-8000-8000-000000000000").expect("an id");
+        let job = |(at, name): (usize, char)| {
+            let job = Job {
+                command: Command::Expire(id),
+                origin: Origin {
+                    key: None,
+                    confinement: None,
+                    request_id: at.to_string().into(),
+                    trace_id: "".into(),
+                },
+                deadline: None,
+                reply: oneshot::channel().0,
+                put: Instant::now(),
+            };
+            (tenant(&name.to_string()), job)
+        };
+        tenants.chars().enumerate().map(job).collect()
+    }
+
+    fn said(group: &Group) -> String {
+        let job = |(tenant, job): &(TenantId, Job)| format!("{tenant}{}", job.origin.request_id);
+        group.iter().map(job).collect::<Vec<_>>().join(" ")
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_halved_by_tenants_down_to_one() {
+        let (one, other) = halves(jobs("cabbac")).expect("three tenants");
+        assert_eq!(said(&one), "a1 a4");
+        assert_eq!(said(&other), "c0 b2 b3 c5");
+        let (one, other) = halves(other).expect("two tenants");
+        assert_eq!(
+            (said(&one).as_str(), said(&other).as_str()),
+            ("b2 b3", "c0 c5")
+        );
+        assert_eq!(said(&halves(one).expect_err("one tenant")), "b2 b3");
+    }
+
+    #[tokio::test]
+    async fn whose_fault_it_was_is_decided_alone_and_after_the_others() {
+        let apart = HashSet::from([tenant("b"), tenant("d"), tenant("z")]);
+        let mut groups = groups(jobs("abcdb"), &apart);
+        let taken: Vec<String> = std::iter::from_fn(|| Some(said(&groups.pop()?))).collect();
+        assert_eq!(taken, ["a0 c2", "d3", "b1 b4"]);
+    }
 }

@@ -8,6 +8,7 @@
 //! their own way under the same locks ([`provision`], [`keys`]). The sweeper
 //! ([`sweep`]) sends its commands through the lanes like any caller.
 
+mod cache;
 mod keys;
 mod lane;
 mod provision;
@@ -15,6 +16,7 @@ mod queue;
 mod replay;
 mod shedding;
 mod subscriptions;
+mod supervise;
 mod sweep;
 mod wait;
 
@@ -50,6 +52,7 @@ use crate::domain::verify::Report;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
 use queue::{Job, Queue};
+use supervise::supervised;
 
 pub use provision::{Provisioned, Provisioning};
 
@@ -175,19 +178,27 @@ impl Engine {
             drained: CancellationToken::new(),
         }));
         for queue in &engine.0.lanes {
-            let worker = lane::Worker::new(
-                engine.0.store.clone(),
-                queue.clone(),
-                engine.0.written.clone(),
-                engine.0.waits.clone(),
-                limits.max_batch,
-                metrics.clone(),
-            );
-            engine.0.tasks.spawn(worker.run(engine.0.drained.clone()));
+            let (own, queue, metrics) = (engine.clone(), queue.clone(), metrics.clone());
+            let work = move || {
+                let shared = &own.0;
+                let worker = lane::Worker::new(
+                    shared.store.clone(),
+                    queue.clone(),
+                    shared.written.clone(),
+                    shared.waits.clone(),
+                    limits.max_batch,
+                    metrics.clone(),
+                );
+                worker.run(shared.drained.clone())
+            };
+            engine.0.tasks.spawn(supervised("lane", work));
         }
-        let sweeper = sweep::run(engine.clone(), limits.sweep_interval);
-        engine.0.tasks.spawn(sweeper);
-        engine.0.tasks.spawn(wait::look(engine.clone()));
+        let own = engine.clone();
+        let sweeping = move || sweep::run(own.clone(), limits.sweep_interval);
+        engine.0.tasks.spawn(supervised("sweeper", sweeping));
+        let own = engine.clone();
+        let looking = move || wait::look(own.clone());
+        engine.0.tasks.spawn(supervised("waits", looking));
         engine
     }
 
@@ -213,11 +224,16 @@ impl Engine {
             });
         }
         self.0.metrics.waiting(1);
-        // A worker answers every job that it takes; it is gone only when the
-        // process stops.
-        answer.await.unwrap_or(Err(EngineError::Unavailable {
-            retry_after: RETRY_AFTER,
-        }))
+        // A worker answers every job that it takes. It is gone only when the process
+        // stops, or in the middle of a panic.
+        answer.await.unwrap_or_else(|_| {
+            if self.0.drained.is_cancelled() {
+                return Err(EngineError::Unavailable {
+                    retry_after: RETRY_AFTER,
+                });
+            }
+            Err(EngineError::Internal)
+        })
     }
 
     fn lane(&self, tenant: &TenantId) -> &Queue {
