@@ -125,9 +125,15 @@ impl Engine {
             return Err(error.clone());
         }
         let began = Instant::now();
-        let due = cache.due(id);
+        let mut due = cache.due(id);
         let found = match self.0.store.find_keys(&due).await {
             Ok(found) => found,
+            // One key's row that can't be read is no other's matter.
+            Err(StoreError::Corrupt(_)) if due.len() > 1 => {
+                due = vec![id.clone()];
+                self.0.store.find_keys(&due).await?
+            }
+            Err(error @ StoreError::Corrupt(_)) => return Err(error.into()),
             Err(error) => {
                 let error = EngineError::from(error);
                 *last = Some((began, error.clone()));

@@ -1,13 +1,16 @@
 //! kill -9 of the server and of PostgreSQL under load: nothing that was answered is
 //! missing, nothing is counted twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use remit::proto::*;
+use remit::store::embedded::owner_url_at;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
 use tonic::Code;
 
 use crate::contention::persist;
@@ -201,4 +204,110 @@ async fn without_its_database_the_server_says_so_and_recovers_by_itself() {
     });
     assert_eq!(verdict(&answer.await.into_inner()), "ALLOW");
     database.assert_intact();
+}
+
+/// Where a connection to the database is cut.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Before a statement reaches it.
+    Before(&'static str),
+    /// After a statement was carried out, before anybody hears of it.
+    After(&'static str),
+}
+
+/// Stands between a server and PostgreSQL.
+struct Wire {
+    folder: tempfile::TempDir,
+    /// What is still to be cut, the next one first.
+    cuts: Arc<Mutex<VecDeque<Cut>>>,
+}
+
+impl Wire {
+    fn to(database: &Database) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = ".s.PGSQL.5432";
+        let listener = UnixListener::bind(folder.path().join(socket)).expect("a socket");
+        let there = database.embedded.socket_dir().join(socket);
+        let cuts = Arc::new(Mutex::new(VecDeque::new()));
+        let next = cuts.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = UnixStream::connect(&there).await.expect("PostgreSQL");
+                tokio::spawn(carry(client, server, next.clone()));
+            }
+        });
+        Self { folder, cuts }
+    }
+
+    fn cut(&self, cuts: impl IntoIterator<Item = Cut>) {
+        self.cuts.lock().expect("not poisoned").extend(cuts);
+    }
+
+    fn left(&self) -> usize {
+        self.cuts.lock().expect("not poisoned").len()
+    }
+}
+
+/// Carries bytes until one end closes or the next cut is reached.
+async fn carry(mut client: UnixStream, mut server: UnixStream, cuts: Arc<Mutex<VecDeque<Cut>>>) {
+    // PostgreSQL is done with what it was asked, outside of a transaction.
+    const DONE: &[u8] = &[b'Z', 0, 0, 0, 5, b'I'];
+    let says = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|at| at == text.as_bytes());
+    let (mut asked, mut said) = (vec![0; 65_536], vec![0; 65_536]);
+    // The statement is prepared first: it is carried out with what is asked next.
+    let (mut prepared, mut carried_out) = (false, false);
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let Ok(1..) = read else { return };
+                let bytes = &asked[..read.expect("bytes")];
+                carried_out |= prepared;
+                let reached = {
+                    let mut cuts = cuts.lock().expect("not poisoned");
+                    let text = match cuts.front() {
+                        Some(Cut::Before(text) | Cut::After(text)) => *text,
+                        None => "nothing is cut any more",
+                    };
+                    if says(bytes, text) { cuts.pop_front() } else { None }
+                };
+                match reached {
+                    Some(Cut::Before(_)) => return,
+                    Some(Cut::After(_)) => prepared = true,
+                    None => {}
+                }
+                server.write_all(bytes).await.expect("PostgreSQL");
+            }
+            read = server.read(&mut said) => {
+                let Ok(1..) = read else { return };
+                let bytes = &said[..read.expect("bytes")];
+                if !carried_out {
+                    if client.write_all(bytes).await.is_err() {
+                        return;
+                    }
+                } else if bytes.ends_with(DONE) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_denial_is_recorded_once_though_two_connections_in_a_row_are_lost() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 10)]).await;
+    let wire = Wire::to(&world.database);
+    let url = owner_url_at(wire.folder.path());
+    let server = Server::start_at(&world.database, &url, &[]).await;
+    let mut authority = server.operator().authority;
+    // The write is committed and nobody hears of it; then finding out about it fails.
+    wire.cut([
+        Cut::After("/* write_batch */"),
+        Cut::Before("/* standing */"),
+    ]);
+    let denied = authority.reserve(reserve(11)).await.expect("an answer");
+    assert_eq!(verdict(&denied.into_inner()), "BUDGET_EXCEEDED");
+    assert_eq!(wire.left(), 0, "both were cut");
+    let recorded = "SELECT count(*) FROM ledger WHERE decision = 'DENY'";
+    assert_eq!(world.database.count(recorded).await, 1);
+    world.database.assert_intact();
 }

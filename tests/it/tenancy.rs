@@ -3,6 +3,7 @@
 use remit::proto::*;
 use tonic::{Code, Status};
 
+use crate::policy::provision;
 use crate::support::*;
 
 #[tokio::test]
@@ -385,4 +386,99 @@ async fn a_confined_key_acts_and_sees_within_its_subjects_only() {
     let listed = listed.expect("a list").into_inner().reservations;
     let ids: Vec<_> = listed.iter().map(|r| r.reservation_id.as_str()).collect();
     assert_eq!(ids, [inside.reservation_id.as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_whose_policy_cannot_be_read_is_refused_alone() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 10_000)]).await;
+    let broken = "
+tenants: [{tenant: broken}]
+budgets: [{scope: 'tenant:broken', unit: UNIT_RISK_POINTS, allocation: 10000}]
+policies: [{tenant: broken, rules: [{id: often, when: 'recent.denials > 1000', effect: RULE_EFFECT_DENY}]}]
+";
+    provision(&world.operator, broken).await.expect("a plan");
+    for tenant in ["a", "b", "y", "z"] {
+        let scope = format!("tenant:{tenant}");
+        let own = vec![budget(&scope, Unit::RiskPoints, 10_000)];
+        world.provision(tenant, own).await;
+    }
+    world
+        .database
+        .sql("UPDATE documents SET body = replace(body, '> 1000', '> ') WHERE tenant_id = 'broken'")
+        .await;
+    // Which has read none of it before, and decides all of it at once.
+    let server = Server::start_with(&world.database, &["--lanes", "1"]).await;
+    let client = server.operator();
+    let ask = |tenant: &'static str| {
+        let (mut authority, mut request) = (client.authority.clone(), reserve(1));
+        request.subject = Some(subject(tenant));
+        async move { (tenant, authority.reserve(request).await) }
+    };
+    for _ in 0..5 {
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            for tenant in ["a", "b", "broken", "acme", "y", "z"] {
+                asked.spawn(ask(tenant));
+            }
+        }
+        while let Some(answered) = asked.join_next().await {
+            match answered.expect("no caller panics") {
+                ("broken", answer) => {
+                    let status = answer.expect_err("nothing can be decided");
+                    assert_eq!(status.code(), Code::Internal);
+                    assert_eq!(reason(&status), "INTERNAL");
+                }
+                (tenant, answer) => {
+                    let answer = answer.unwrap_or_else(|status| panic!("{tenant}: {status:?}"));
+                    assert_eq!(verdict(&answer.into_inner()), "ALLOW", "{tenant}");
+                }
+            }
+        }
+    }
+    world
+        .database
+        .sql("UPDATE documents SET body = replace(body, '> ', '> 1000') WHERE tenant_id = 'broken'")
+        .await;
+    let (_, mended) = ask("broken").await;
+    assert_eq!(verdict(&mended.expect("an answer").into_inner()), "ALLOW");
+    world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_cannot_be_read_is_refused_alone() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 10_000)]).await;
+    let other = vec![budget("tenant:other", Unit::RiskPoints, 10_000)];
+    world.provision("other", other).await;
+    let mut clients = Vec::new();
+    for tenant in ["acme", "other"] {
+        let key = world.key(tenant, &[Permission::Read], "").await;
+        clients.push(world.server.client(&key).authority);
+    }
+    let list = |at: usize| {
+        let mut authority = clients[at].clone();
+        async move {
+            let request = ListBalancesRequest::default();
+            authority.list_balances(request).await
+        }
+    };
+    for at in 0..2 {
+        list(at).await.expect("balances");
+    }
+    world
+        .database
+        .sql("UPDATE api_keys SET permissions = 'EVERYTHING' WHERE tenant_id = 'other'")
+        .await;
+    let mut refused = 0;
+    let begun = std::time::Instant::now();
+    // Keys in use are read together once a second.
+    while begun.elapsed() < std::time::Duration::from_secs(4) {
+        let (one, other) = tokio::join!(list(0), list(1));
+        one.expect("balances");
+        if let Err(status) = other {
+            assert_eq!(status.code(), Code::Internal);
+            refused += 1;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert!(refused > 0, "it was read");
 }

@@ -171,6 +171,11 @@ impl Server {
     }
 
     pub(crate) async fn start_with(database: &Database, more: &[&str]) -> Self {
+        Self::start_at(database, &database.url(), more).await
+    }
+
+    /// On a way of its own to the database.
+    pub(crate) async fn start_at(database: &Database, url: &str, more: &[&str]) -> Self {
         let port_file = database.folder.path().join(unique("address"));
         let file = |kind: &str| database.folder.path().join(unique(kind));
         let (cycles, cycles_admin) = (file("cycles"), file("cycles-admin"));
@@ -190,7 +195,7 @@ impl Server {
             .arg("--bootstrap-key-file")
             .arg(&key_file)
             .arg("--database-url")
-            .arg(database.url())
+            .arg(url)
             .args(more)
             .stderr(Stdio::null())
             .spawn()
