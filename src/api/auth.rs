@@ -1,5 +1,7 @@
 //! Who calls. A [`Caller`] is made here and nowhere else.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tonic::{Request, Status};
 
@@ -11,7 +13,14 @@ use crate::domain::permission::{Permission, Permissions};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::Origin;
 use crate::domain::scope::{ScopeFilter, Subject};
-use crate::engine::{Call, Engine};
+use crate::engine::{Call, Engine, EngineError};
+
+/// How often the key of an answer that goes on is looked at again.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn refused() -> Status {
+    status::unauthenticated("API_KEY_INVALID", "the API key is not valid")
+}
 
 /// An authenticated caller.
 #[derive(Debug)]
@@ -41,7 +50,6 @@ impl Caller {
                 "an API key is needed: send it as `authorization: Bearer rmt_...`",
             )
         })?;
-        let refused = || status::unauthenticated("API_KEY_INVALID", "the API key is not valid");
         let text = header.to_str().map_err(|_| refused())?;
         let token = match text.split_once(' ') {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
@@ -71,6 +79,34 @@ impl Caller {
         }
         let message = format!("the API key lacks PERMISSION_{permission}");
         Err(status::permission_missing(permission, message))
+    }
+
+    /// Refuses once the key is revoked or over: before each thing that is told by an answer
+    /// that goes on. It is as the key was at most a second ago.
+    pub async fn must_stand(&self, engine: &Engine) -> Result<(), Status> {
+        if self.stands(engine).await? {
+            Ok(())
+        } else {
+            Err(refused())
+        }
+    }
+
+    /// Returns once the key is revoked or over, with what the caller is told then.
+    pub async fn fallen(&self, engine: &Engine) -> Status {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            // What can't be read now is read again; nothing is told meanwhile.
+            if let Ok(false) = self.stands(engine).await {
+                return refused();
+            }
+        }
+    }
+
+    async fn stands(&self, engine: &Engine) -> Result<bool, EngineError> {
+        let key = engine.find_key(&self.key.id).await?;
+        Ok(key.is_some_and(|key| {
+            key.secret_sha256 == self.key.secret_sha256 && key.in_force(engine.now())
+        }))
     }
 
     /// What the engine is told of the caller.

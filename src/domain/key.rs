@@ -141,8 +141,11 @@ impl StoredKey {
     /// wrong secret.
     pub fn admits(&self, text: &KeyText, now: Timestamp) -> bool {
         let same: bool = self.secret_sha256.0.ct_eq(&text.secret_sha256().0).into();
-        let in_force =
-            self.revoked_at.is_none() && self.expires_at.is_none_or(|expires| now < expires);
-        same & in_force
+        same & self.in_force(now)
+    }
+
+    /// Whether it is neither revoked nor over.
+    pub fn in_force(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|expires| now < expires)
     }
 }

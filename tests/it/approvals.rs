@@ -640,3 +640,169 @@ async fn a_thousand_waiters_cost_the_database_no_query_each() {
     }
     gate.world.database.assert_intact();
 }
+
+/// Every answer that goes on, under a key: what each ended with.
+async fn told_until_the_end(client: Client, id: String) -> Vec<(&'static str, Status)> {
+    macro_rules! end_of {
+        ($answer:expr) => {
+            async {
+                let mut told = $answer.await?.into_inner();
+                while told.message().await?.is_some() {}
+                Ok::<(), Status>(())
+            }
+        };
+    }
+    let (tenant, mut ledger) = (String::from("acme"), client.ledger.clone());
+    let (mut approvals, mut authority) = (client.approvals.clone(), client.authority.clone());
+    let entries = end_of!(ledger.watch_entries(WatchEntriesRequest {
+        tenant: tenant.clone(),
+        after_sequence: Some(0),
+    }));
+    let watched = end_of!(approvals.watch_approvals(WatchApprovalsRequest {
+        tenant: tenant.clone(),
+    }));
+    let waited = end_of!(authority.wait_reservation(WaitReservationRequest {
+        reservation_id: id.clone(),
+        tenant: tenant.clone(),
+    }));
+    let mut authority = client.authority.clone();
+    let awaited = authority.await_reservation(AwaitReservationRequest {
+        reservation_id: id.clone(),
+        tenant: tenant.clone(),
+        ..AwaitReservationRequest::default()
+    });
+    let (entries, watched, waited, awaited) = tokio::join!(entries, watched, waited, awaited);
+    let awaited = awaited.map(|_| ());
+    [
+        ("WatchEntries", entries),
+        ("WatchApprovals", watched),
+        ("WaitReservation", waited),
+        ("AwaitReservation", awaited),
+    ]
+    .into_iter()
+    .map(|(name, end)| (name, end.expect_err(name)))
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_go_on_end_with_their_key() {
+    let gate = Gate::start().await;
+    let other = Server::start(&gate.world.database).await;
+    let id = gate.deploy().await;
+    let made = async |expire_time| {
+        let request = CreateApiKeyRequest {
+            idempotency_key: unique("key"),
+            api_key: Some(ApiKey {
+                tenant: "acme".into(),
+                permissions: vec![
+                    Permission::Audit.into(),
+                    Permission::Approve.into(),
+                    Permission::Read.into(),
+                ],
+                expire_time,
+                ..ApiKey::default()
+            }),
+        };
+        let mut provisioning = gate.world.operator.clone().provisioning;
+        let made = provisioning.create_api_key(request).await;
+        made.expect("a key").into_inner()
+    };
+    let revoked = made(None).await;
+    let soon = pbjson_types::Timestamp {
+        seconds: jiff::Timestamp::now().as_second() + 5,
+        nanos: 0,
+    };
+    let expiring = made(Some(soon)).await;
+    let mut telling = tokio::task::JoinSet::new();
+    for key in [&revoked, &expiring] {
+        let client = gate.world.server.client(&key.secret);
+        telling.spawn(told_until_the_end(client, id.clone()));
+    }
+    // Entries go on to be written, and nobody decides.
+    let agent = gate.agent.clone();
+    let acting = tokio::spawn(async move {
+        loop {
+            ask(&agent, action("read", json!({}))).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let key_id = revoked.api_key.expect("a key").key_id;
+    let mut elsewhere = other.operator().provisioning;
+    let request = RevokeApiKeyRequest { key_id };
+    elsewhere.revoke_api_key(request).await.expect("an end");
+    let all = async {
+        while let Some(ends) = telling.join_next().await {
+            for (name, status) in ends.expect("no reader panics") {
+                assert_eq!(status.code(), Code::Unauthenticated, "{name}: {status:?}");
+                assert_eq!(reason(&status), "API_KEY_INVALID", "{name}");
+            }
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(20), all).await;
+    ended.expect("each ends by itself");
+    acting.abort();
+    gate.world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waits_that_are_cut_off_leave_nothing_that_is_looked_for() {
+    let gate = Gate::start().await;
+    gate.world
+        .database
+        .sql("ALTER DATABASE remit SET log_statement = 'all'")
+        .await;
+    // Only new connections are logged.
+    let other = Server::start(&gate.world.database).await;
+    let id = gate.deploy().await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for at in 0..20 {
+        let (mut authority, id) = (other.operator().authority, id.clone());
+        waiting.spawn(async move {
+            let tenant = String::from("acme");
+            if at % 2 == 0 {
+                let mut request = tonic::Request::new(AwaitReservationRequest {
+                    reservation_id: id,
+                    tenant,
+                    ..AwaitReservationRequest::default()
+                });
+                // Half of these reach their deadline, the others are cut off.
+                request.set_timeout(Duration::from_secs(if at % 4 == 0 { 2 } else { 50 }));
+                let _ = authority.await_reservation(request).await;
+            } else {
+                let request = WaitReservationRequest {
+                    reservation_id: id,
+                    tenant,
+                };
+                let told = authority.wait_reservation(request).await;
+                let mut told = told.expect("a stream").into_inner();
+                while let Ok(Some(_)) = told.message().await {}
+            }
+        });
+    }
+    let log = gate.world.database.folder.path().join("data/postgres.log");
+    let looked = || {
+        let log = std::fs::read_to_string(&log).expect("PostgreSQL's log");
+        log.matches("/* read_reservations */").count()
+    };
+    let begun = std::time::Instant::now();
+    while looked() < 3 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it is looked for"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    waiting.shutdown().await;
+    let mut before = looked();
+    let begun = std::time::Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let now = looked();
+        if now == before {
+            break;
+        }
+        before = now;
+        assert!(begun.elapsed() < Duration::from_secs(30), "for ever");
+    }
+}

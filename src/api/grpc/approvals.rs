@@ -1,13 +1,11 @@
 //! `remit.v1.Approvals`
 
-use std::pin::Pin;
-
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, Told, while_good};
 use crate::api::auth::Caller;
 use crate::api::convert::{self, answers, approvals as words};
 use crate::api::fields::Fields;
@@ -144,8 +142,7 @@ impl Approvals for Services {
         }))
     }
 
-    type WatchApprovalsStream =
-        Pin<Box<dyn Stream<Item = Result<proto::WatchApprovalsResponse, Status>> + Send>>;
+    type WatchApprovalsStream = Told<proto::WatchApprovalsResponse>;
 
     async fn watch_approvals(
         &self,
@@ -169,7 +166,8 @@ impl Approvals for Services {
         });
         let stopped = stream::once(async { Err(status::stopping()) });
         let approvals = ReceiverStream::new(receiver).chain(stopped);
-        Ok(Response::new(Box::pin(approvals)))
+        let engine = self.engine.clone();
+        Ok(Response::new(while_good(engine, caller, approvals)))
     }
 }
 
@@ -227,7 +225,7 @@ async fn watch(
             .last()
             .map(|last| (last.approval.deadline, last.reservation));
         for approval in worded(&engine, &tenant, &page).await? {
-            if send(sender, approval).await.is_err() {
+            if send(&engine, sender, approval).await.is_err() {
                 return Ok(());
             }
         }
@@ -283,7 +281,7 @@ async fn watch(
                 continue;
             };
             for approval in worded(&engine, &tenant, &[record]).await? {
-                if send(sender, approval).await.is_err() {
+                if send(&engine, sender, approval).await.is_err() {
                     return Ok(());
                 }
             }
@@ -291,9 +289,14 @@ async fn watch(
     }
 }
 
-async fn send(sender: &Sender, approval: proto::Approval) -> Result<(), ()> {
+/// Fails when nobody reads any more, or the server stops while nobody does.
+async fn send(engine: &Engine, sender: &Sender, approval: proto::Approval) -> Result<(), ()> {
     let message = proto::WatchApprovalsResponse {
         approval: Some(approval),
     };
-    sender.send(Ok(message)).await.map_err(|_| ())
+    let stopping = engine.stopping();
+    tokio::select! {
+        sent = sender.send(Ok(message)) => sent.map_err(|_| ()),
+        () = stopping.cancelled() => Err(()),
+    }
 }

@@ -1,12 +1,10 @@
 //! `remit.v1.Authority`
 
-use std::pin::Pin;
-
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, Told, while_good};
 use crate::api::auth::Caller;
 use crate::api::convert::{self, answers, authority as words};
 use crate::api::fields::Fields;
@@ -156,8 +154,7 @@ impl Authority for Services {
         }))
     }
 
-    type WaitReservationStream =
-        Pin<Box<dyn Stream<Item = Result<proto::WaitReservationResponse, Status>> + Send>>;
+    type WaitReservationStream = Told<proto::WaitReservationResponse>;
 
     async fn wait_reservation(
         &self,
@@ -191,7 +188,8 @@ impl Authority for Services {
             };
             Ok(word(&decided, engine.now()))
         });
-        Ok(Response::new(Box::pin(sent.chain(decided))))
+        let told = sent.chain(decided);
+        Ok(Response::new(while_good(self.engine.clone(), caller, told)))
     }
 
     async fn await_reservation(
@@ -207,7 +205,9 @@ impl Authority for Services {
         let decided = tokio::select! {
             decided = self.engine.decided(&tenant, id, Some(until)) => decided?,
             () = stopping.cancelled() => return Err(status::stopping()),
+            fallen = caller.fallen(&self.engine) => return Err(fallen),
         };
+        caller.must_stand(&self.engine).await?;
         Ok(Response::new(proto::AwaitReservationResponse {
             reservation: Some(answers::reservation(&decided, self.engine.now())),
         }))

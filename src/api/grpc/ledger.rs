@@ -1,13 +1,11 @@
 //! `remit.v1.Ledger`
 
-use std::pin::Pin;
-
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::Services;
+use super::{Services, Told, while_good};
 use crate::api::auth::Caller;
 use crate::api::convert::{ledger as words, rules};
 use crate::api::fields::Fields;
@@ -117,8 +115,7 @@ impl Ledger for Services {
         }))
     }
 
-    type WatchEntriesStream =
-        Pin<Box<dyn Stream<Item = Result<proto::WatchEntriesResponse, Status>> + Send>>;
+    type WatchEntriesStream = Told<proto::WatchEntriesResponse>;
 
     async fn watch_entries(
         &self,
@@ -144,7 +141,8 @@ impl Ledger for Services {
         // word for it stands here and not in the channel, which may be full.
         let stopped = stream::once(async { Err(status::stopping()) });
         let entries = ReceiverStream::new(receiver).chain(stopped);
-        Ok(Response::new(Box::pin(entries)))
+        let engine = self.engine.clone();
+        Ok(Response::new(while_good(engine, caller, entries)))
     }
 
     async fn verify_ledger(
