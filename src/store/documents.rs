@@ -145,13 +145,22 @@ impl Store {
         read_needs(&mut conn, needs).await
     }
 
-    /// Forgets what agents did before a time.
+    /// Forgets what agents did before a time. What a decision or another process has locked
+    /// is left for the next time: nobody waits here while others wait for it.
     pub async fn forget_activity(&self, before: Timestamp) -> Result<(), StoreError> {
-        sqlx::query("/* forget_activity */ DELETE FROM activity WHERE last_us < $1")
-            .bind(before.as_micros())
-            .execute(&self.pool)
-            .await
-            .map_err(sort)?;
+        sqlx::query(
+            "/* forget_activity */
+             WITH old AS (
+                 SELECT tenant_id, activity_key FROM activity WHERE last_us < $1
+                 FOR UPDATE SKIP LOCKED
+             )
+             DELETE FROM activity a USING old
+             WHERE a.tenant_id = old.tenant_id AND a.activity_key = old.activity_key",
+        )
+        .bind(before.as_micros())
+        .execute(&self.pool)
+        .await
+        .map_err(sort)?;
         Ok(())
     }
 }

@@ -43,10 +43,10 @@ pub(crate) async fn read_heads(
     const READ: &str = "/* read_heads */
         SELECT tenant_id, fence, seq, hash, time_us, next_balance, config_version
         FROM heads WHERE tenant_id = ANY($1)";
-    // In the order of names: see the lock order in `store`.
+    // In the order of writes, which is that of bytes: see the lock order in `store`.
     const LOCK: &str = "/* lock_heads */
         SELECT tenant_id, fence, seq, hash, time_us, next_balance, config_version
-        FROM heads WHERE tenant_id = ANY($1) ORDER BY tenant_id FOR UPDATE";
+        FROM heads WHERE tenant_id = ANY($1) ORDER BY tenant_id COLLATE \"C\" FOR UPDATE";
     let rows = sqlx::query(if lock { LOCK } else { READ })
         .bind(names(tenants))
         .fetch_all(conn)

@@ -168,10 +168,12 @@ pub(crate) async fn put_budgets(
 /// Locks every head there is, in the order of names: before a change that holds for all
 /// tenants locks those that it names.
 pub(crate) async fn lock_all_heads(conn: &mut PgConnection) -> Result<(), StoreError> {
-    sqlx::query("/* lock_all_heads */ SELECT 1 FROM heads ORDER BY tenant_id FOR UPDATE")
-        .execute(conn)
-        .await
-        .map_err(sort)?;
+    sqlx::query(
+        "/* lock_all_heads */ SELECT 1 FROM heads ORDER BY tenant_id COLLATE \"C\" FOR UPDATE",
+    )
+    .execute(conn)
+    .await
+    .map_err(sort)?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use remit::proto::*;
+use sqlx::Connection as _;
 use tonic::{Code, Status};
 
 use crate::support::*;
@@ -171,5 +172,58 @@ async fn commits_releases_expiries_and_retries_keep_the_sums() {
     );
     let held = "SELECT reserved FROM balances WHERE tenant_id = 'acme'";
     assert_eq!(world.database.count(held).await, 0);
+    world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_are_locked_by_the_bytes_of_names_whatever_the_collation() {
+    let world = World::start().await;
+    for tenant in ["a-1", "a_1"] {
+        world.provision(tenant, Vec::new()).await;
+    }
+    // As on a database of somebody's own, where `a_1` comes before `a-1`.
+    world
+        .database
+        .sql("ALTER TABLE heads ALTER COLUMN tenant_id TYPE text COLLATE \"en-x-icu\"")
+        .await;
+    let order = "SELECT count(*) FROM (SELECT tenant_id FROM heads WHERE tenant_id LIKE 'a%'
+                 ORDER BY tenant_id LIMIT 1) f WHERE tenant_id = 'a_1'";
+    assert_eq!(world.database.count(order).await, 1);
+
+    let mut held = sqlx::PgConnection::connect(&world.database.url())
+        .await
+        .expect("a connection");
+    let mut first = held.begin().await.expect("a transaction");
+    sqlx::query("SELECT 1 FROM heads WHERE tenant_id = 'a-1' FOR UPDATE")
+        .execute(&mut *first)
+        .await
+        .expect("a lock");
+    let mut provisioning = world.operator.clone().provisioning;
+    let both = ProvisionRequest {
+        idempotency_key: unique("provision"),
+        budgets: ["a-1", "a_1"]
+            .map(|tenant| budget(&format!("tenant:{tenant}"), Unit::Tokens, 5))
+            .into(),
+        ..ProvisionRequest::default()
+    };
+    let provisioned = tokio::spawn(async move { provisioning.provision(both).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity
+                 WHERE wait_event_type = 'Lock' AND query LIKE '/* lock_heads */%'";
+    let begun = std::time::Instant::now();
+    while world.database.count(waits).await == 0 {
+        assert!(
+            begun.elapsed().as_secs() < 30,
+            "it waits for the first head"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    // It waits for the first one and has none yet: whoever has the first gets the second.
+    sqlx::query("SELECT 1 FROM heads WHERE tenant_id = 'a_1' FOR UPDATE NOWAIT")
+        .execute(&mut *first)
+        .await
+        .expect("nobody has it");
+    first.commit().await.expect("an end");
+    let provisioned = provisioned.await.expect("no panic");
+    assert!(provisioned.expect("a plan").into_inner().applied);
     world.database.assert_intact();
 }
