@@ -47,6 +47,7 @@ impl Line {
             seq: Sequence(self.seq),
             time: Timestamp::from_micros(self.time_us),
             kind: self.kind,
+            found_by: None,
             text: self.body,
             prev_hash: hex::decode(self.prev_hash)?,
             hash: hex::decode(self.hash)?,

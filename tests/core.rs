@@ -26,7 +26,7 @@ use remit::domain::scope::{Levels, Scope, Subject};
 use remit::domain::state::{Applied, Loaded, Needs, TenantState};
 use remit::domain::tenant::{Settings, Tenant, TenantConfig, UnprovisionedRule};
 use remit::domain::time::Timestamp;
-use remit::domain::verify::{Computed, RawEntry, Verifier};
+use remit::domain::verify::{Computed, FoundBy, RawEntry, Verifier};
 
 /// One step of a random history. Reservations are named by when they were made.
 #[derive(Debug, Clone)]
@@ -610,6 +610,7 @@ fn check(run: &Run) {
             seq: entry.body.seq,
             time: entry.body.time,
             kind: entry.body.kind.as_str().into(),
+            found_by: Some(FoundBy::of(&entry.body)),
             text: entry.text.to_string(),
             prev_hash: entry.prev_hash.0.to_vec(),
             hash: entry.hash.0.to_vec(),

@@ -25,12 +25,35 @@ pub struct RawEntry {
     pub time: Timestamp,
     /// As stored beside the body.
     pub kind: String,
+    /// What else stands beside the body; nothing in an archive, which has only the body.
+    pub found_by: Option<FoundBy>,
     /// The bytes that were hashed.
     pub text: String,
     /// As stored.
     pub prev_hash: Vec<u8>,
     /// As stored.
     pub hash: Vec<u8>,
+}
+
+/// What entries are found by, as stored beside the body: a list leaves out what says
+/// something else here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundBy {
+    /// What was decided.
+    pub decision: Option<String>,
+    /// The bytes of the reservation's id.
+    pub reservation: Option<Vec<u8>>,
+}
+
+impl FoundBy {
+    /// As an entry has to be found.
+    pub fn of(body: &Body) -> Self {
+        let reservation = body.reservation.as_ref();
+        Self {
+            decision: body.decision.map(|decision| decision.as_str().to_owned()),
+            reservation: reservation.map(|id| id.as_bytes().to_vec()),
+        }
+    }
 }
 
 /// What is wrong, and where it shows first.
@@ -162,6 +185,12 @@ impl Verifier {
         if !beside {
             return Err(bad(
                 "the body says another tenant, sequence, time or kind".into()
+            ));
+        }
+        let found_by = entry.found_by.as_ref();
+        if found_by.is_some_and(|found_by| *found_by != FoundBy::of(&body)) {
+            return Err(bad(
+                "the body says another decision or reservation than is stored beside it".into(),
             ));
         }
         if body.time < self.tip.time {

@@ -9,7 +9,7 @@ use super::{Store, StoreError, sort};
 use crate::domain::id::{BalanceNo, Sequence, TenantId};
 use crate::domain::ledger::{ProvisionedBudget, Tip};
 use crate::domain::provision::DocumentKind;
-use crate::domain::verify::{Computed, Problem, RawEntry, Report, Verifier};
+use crate::domain::verify::{Computed, FoundBy, Problem, RawEntry, Report, Verifier};
 
 /// Entries read at once.
 const PAGE: i64 = 1_000;
@@ -87,6 +87,10 @@ pub(super) fn raw_entry(row: &sqlx::postgres::PgRow) -> Result<RawEntry, StoreEr
         seq: Sequence(column(row, "seq")?),
         time: time(row, "time_us")?,
         kind: column(row, "kind")?,
+        found_by: Some(FoundBy {
+            decision: column(row, "decision")?,
+            reservation: column(row, "reservation_id")?,
+        }),
         text: column(row, "body")?,
         prev_hash: column(row, "prev_hash")?,
         hash: column(row, "hash")?,

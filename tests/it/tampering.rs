@@ -13,6 +13,11 @@ async fn with_entries() -> World {
     for _ in 0..5 {
         authority.reserve(reserve(1)).await.expect("an answer");
     }
+    let denied = authority.reserve(reserve(1_000)).await;
+    assert_eq!(
+        verdict(&denied.expect("an answer").into_inner()),
+        "BUDGET_EXCEEDED"
+    );
     world.database.assert_intact();
     world
 }
@@ -20,7 +25,7 @@ async fn with_entries() -> World {
 #[tokio::test]
 async fn verify_names_the_first_bad_entry() {
     let world = with_entries().await;
-    let cases: [(&'static str, &'static str, &str); 5] = [
+    let cases: [(&'static str, &'static str, &str); 8] = [
         (
             "UPDATE ledger SET body = replace(body, '\"act\"', '\"bct\"') WHERE tenant_id = 'acme' AND seq = 4",
             "UPDATE ledger SET body = replace(body, '\"bct\"', '\"act\"') WHERE tenant_id = 'acme' AND seq = 4",
@@ -40,10 +45,28 @@ async fn verify_names_the_first_bad_entry() {
             "BROKEN at entry 3:",
         ),
         (
-            "CREATE TABLE tail AS SELECT * FROM ledger WHERE tenant_id = 'acme' AND seq = 7;
-             DELETE FROM ledger WHERE tenant_id = 'acme' AND seq = 7",
+            "CREATE TABLE tail AS SELECT * FROM ledger WHERE tenant_id = 'acme' AND seq = 8;
+             DELETE FROM ledger WHERE tenant_id = 'acme' AND seq = 8",
             "INSERT INTO ledger SELECT * FROM tail",
-            "BROKEN at entry 7:",
+            "BROKEN at entry 8:",
+        ),
+        (
+            "UPDATE ledger SET decision = NULL WHERE tenant_id = 'acme' AND seq = 5",
+            "UPDATE ledger SET decision = 'ALLOW' WHERE tenant_id = 'acme' AND seq = 5",
+            "BROKEN at entry 5: the body says another decision",
+        ),
+        (
+            "UPDATE ledger SET decision = 'ALLOW' WHERE tenant_id = 'acme' AND seq = 8",
+            "UPDATE ledger SET decision = 'DENY' WHERE tenant_id = 'acme' AND seq = 8",
+            "BROKEN at entry 8: the body says another decision",
+        ),
+        (
+            "CREATE TABLE found AS SELECT seq, reservation_id FROM ledger WHERE tenant_id = 'acme';
+             UPDATE ledger SET reservation_id = decode(repeat('00', 16), 'hex')
+             WHERE tenant_id = 'acme' AND seq = 6",
+            "UPDATE ledger l SET reservation_id = f.reservation_id FROM found f
+             WHERE l.tenant_id = 'acme' AND l.seq = f.seq",
+            "BROKEN at entry 6: the body says another decision or reservation",
         ),
         (
             "UPDATE balances SET reserved = reserved - 1 WHERE tenant_id = 'acme'",
