@@ -147,8 +147,8 @@ struct VerifyArgs {
 
 #[derive(Debug, clap::Args)]
 struct ArchiveArgs {
-    /// Archive the months before this one, at the latest the last one: the month before
-    /// the current one stays, for retries of its requests.
+    /// Archive the months before this one. It has to be a month before the current one that
+    /// began at least 30 days ago: what is younger stays, for retries of its requests.
     #[arg(long, value_name = "YYYY-MM")]
     before: String,
     /// Folder for the files, one a month.
@@ -236,7 +236,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Archive(args) => {
             let (database, log) = both(args.database.resolve(), args.log.resolve())?;
             telemetry::init(&log)?;
-            let before = month_to_archive(&args.before)?;
+            let before = month_to_archive(&args.before, jiff::Timestamp::now())?;
             runtime.block_on(at_owner_url(&database, async |url| {
                 let store = Store::new(&url, 1)?;
                 store.check().await?;
@@ -323,13 +323,21 @@ async fn at_owner_url(
     done
 }
 
+/// For so long answers are kept where a repeated key finds them.
+const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(30 * 24);
+
 /// The month up to which may be archived.
-fn month_to_archive(text: &str) -> anyhow::Result<Month> {
+fn month_to_archive(text: &str, now: jiff::Timestamp) -> anyhow::Result<Month> {
     let before = Month::parse(text).context("--before must be a month, such as 2026-08")?;
-    let current = Month::of(jiff::Timestamp::now().as_microsecond())?;
     anyhow::ensure!(
-        before < current,
+        before < Month::of(now.as_microsecond())?,
         "--before must be a month before the current one: the last whole month stays"
+    );
+    let kept_from = now.checked_sub(KEPT)?;
+    anyhow::ensure!(
+        before.start()? <= kept_from.as_microsecond(),
+        "--before {text} would archive entries of the last 30 days, which requests may still \
+         repeat: that month has to have begun 30 days ago"
     );
     Ok(before)
 }
@@ -453,4 +461,27 @@ async fn healthcheck(client: ClientConfig) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_younger_than_thirty_days_is_archived() {
+        let at = |now: &str| now.parse::<jiff::Timestamp>().expect("a time");
+        let allowed = |before, now| month_to_archive(before, at(now)).is_ok();
+        assert!(allowed("2027-01", "2027-03-01T00:00:00Z"));
+        assert!(!allowed("2027-02", "2027-03-01T00:00:00Z"), "28 days");
+        assert!(!allowed("2027-02", "2027-03-02T23:59:59Z"));
+        assert!(allowed("2027-02", "2027-03-03T00:00:00Z"));
+        assert!(allowed("2026-12", "2027-01-01T00:00:00Z"), "31 days");
+        assert!(
+            !allowed("2027-01", "2027-01-31T12:00:00Z"),
+            "the current one"
+        );
+        let refused = month_to_archive("2027-02", at("2027-03-01T00:00:00Z"));
+        let text = refused.expect_err("28 days").to_string();
+        assert!(text.contains("the last 30 days"), "{text}");
+    }
 }

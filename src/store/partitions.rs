@@ -58,7 +58,7 @@ impl Month {
     }
 
     /// Its first microsecond.
-    pub(super) fn start(self) -> Result<i64, StoreError> {
+    pub fn start(self) -> Result<i64, StoreError> {
         let start = self.0.to_zoned(TimeZone::UTC);
         let start = start.map_err(|_| StoreError::Corrupt("a time beyond the calendar".into()))?;
         Ok(start.timestamp().as_microsecond())
