@@ -9,6 +9,7 @@
 //! ([`sweep`]) sends its commands through the lanes like any caller.
 
 mod cache;
+mod clock;
 mod keys;
 mod lane;
 mod provision;
@@ -54,6 +55,7 @@ use crate::store::{Store, StoreError};
 use queue::{Job, Queue};
 use supervise::supervised;
 
+pub use clock::{ClockOff, Unready};
 pub use provision::{Provisioned, Provisioning};
 
 /// How much may wait, and how much is decided at once.
@@ -268,9 +270,10 @@ impl Engine {
         self.0.store.close().await;
     }
 
-    /// Whether the database can be used.
-    pub async fn check(&self) -> Result<(), StoreError> {
-        self.0.store.check().await
+    /// Whether the database can be used, and the clock agrees with its clock.
+    pub async fn check(&self) -> Result<(), Unready> {
+        self.0.store.check().await?;
+        self.check_clock().await
     }
 
     /// One reservation.

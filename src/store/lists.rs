@@ -288,49 +288,72 @@ impl Store {
         Ok(Timestamp::from_micros(until.unwrap_or(0)))
     }
 
-    /// Stores that.
-    pub async fn set_swept_until(&self, until: Timestamp) -> Result<(), StoreError> {
+    /// Stores that, unless another process came further. What is stored beyond `possible`
+    /// came from a wrong clock and is replaced.
+    pub async fn set_swept_until(
+        &self,
+        until: Timestamp,
+        possible: Timestamp,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "/* set_swept_until */ INSERT INTO sweeps AS s (name, until_us) VALUES ('lapsed', $1)
-             ON CONFLICT (name) DO UPDATE SET until_us = greatest(s.until_us, excluded.until_us)",
+             ON CONFLICT (name) DO UPDATE SET until_us =
+                 CASE WHEN s.until_us > $2 THEN excluded.until_us
+                      ELSE greatest(s.until_us, excluded.until_us) END",
         )
         .bind(until.as_micros())
+        .bind(possible.as_micros())
         .execute(&self.pool)
         .await
         .map_err(sort)?;
         Ok(())
     }
 
-    /// Active reservations whose time with grace ended in a window: the
-    /// sweeper's work, oldest first.
+    /// Open reservations whose time with grace ended in a window, oldest first, from `after`
+    /// on: the sweeper's work.
     pub async fn overdue(
         &self,
         from: Timestamp,
+        after: Option<&Lapsed>,
         until: Timestamp,
-        limit: i64,
-    ) -> Result<Vec<(TenantId, ReservationId, Timestamp)>, StoreError> {
+        limit: usize,
+    ) -> Result<Vec<Lapsed>, StoreError> {
         let rows = sqlx::query(
             "/* overdue */ SELECT tenant_id, reservation_id, lapses_us FROM reservations
              WHERE lapses_us >= $1 AND lapses_us < $2 AND state IN ('ACTIVE', 'PENDING_APPROVAL')
-             ORDER BY lapses_us LIMIT $3",
+               AND (lapses_us, tenant_id, reservation_id) > ($1, $3, $4)
+             ORDER BY lapses_us, tenant_id, reservation_id LIMIT $5",
         )
-        .bind(from.as_micros())
+        .bind(after.map_or(from, |after| after.at).as_micros())
         .bind(until.as_micros())
-        .bind(limit)
+        .bind(after.map_or("", |after| after.tenant.as_str()))
+        .bind(after.map_or(&[][..], |after| after.id.as_bytes().as_slice()))
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(&self.pool)
         .await
         .map_err(sort)?;
         rows.iter()
             .map(|row| {
                 let id = crate::domain::id::KeyHash::from_stored(column(row, "reservation_id")?)?;
-                Ok((
-                    TenantId::from_stored(column(row, "tenant_id")?)?,
-                    ReservationId::of(id),
-                    time(row, "lapses_us")?,
-                ))
+                Ok(Lapsed {
+                    at: time(row, "lapses_us")?,
+                    tenant: TenantId::from_stored(column(row, "tenant_id")?)?,
+                    id: ReservationId::of(id),
+                })
             })
             .collect()
     }
+}
+
+/// A reservation whose time with grace is over.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Lapsed {
+    /// When it lapsed.
+    pub at: Timestamp,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Which.
+    pub id: ReservationId,
 }
 
 fn stored_entry(row: &sqlx::postgres::PgRow) -> Result<StoredEntry, StoreError> {

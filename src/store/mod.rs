@@ -1,8 +1,9 @@
 //! PostgreSQL: the only place that contains SQL.
 //!
-//! **Locks.** Every write begins with the heads of its tenants, in the order of
-//! their names; what else it touches belongs to these tenants. No other order
-//! exists, so that two writers wait for each other but never in a circle.
+//! **Locks.** Every write begins with the heads of its tenants, in the order of the
+//! bytes of their names, whatever the database's collation is; what else it touches
+//! belongs to these tenants. So writers wait for each other, never in a circle. What
+//! is changed without heads is one row at a time, or skips rows that are locked.
 //!
 //! **The fence.** A write moves each head's `fence` from the value that it was
 //! decided upon. If one of them has moved, the whole statement fails and nothing
@@ -36,10 +37,13 @@ use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, Postgres};
 
+use crate::domain::time::Timestamp;
+
 pub use archive::Archivist;
 pub use batch::{HeadWrite, TenantWrite};
 pub(crate) use benchmark::CopyRows;
 pub use hot::Head;
+pub use lists::Lapsed;
 pub use migrations::{SCHEMA_VERSION, migrate, schema_version};
 pub use partitions::Month;
 pub use subscriptions::{Delivery, Turn};
@@ -172,6 +176,17 @@ impl Store {
             return Err(StoreError::Schema { found });
         }
         Ok(())
+    }
+
+    /// What the database's clock says.
+    pub async fn clock(&self) -> Result<Timestamp, StoreError> {
+        let micros: i64 = sqlx::query_scalar(
+            "/* clock */ SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint",
+        )
+        .fetch_one(&self.pool)
+        .await
+        .map_err(sort)?;
+        Ok(Timestamp::from_micros(micros))
     }
 
     /// Ends every connection of the pool.

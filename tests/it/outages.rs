@@ -14,6 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tonic::Code;
 
 use crate::contention::persist;
+use crate::policy::provision;
 use crate::support::*;
 
 /// What clients were told: the points spent, by reservation.
@@ -309,5 +310,146 @@ async fn a_denial_is_recorded_once_though_two_connections_in_a_row_are_lost() {
     assert_eq!(wire.left(), 0, "both were cut");
     let recorded = "SELECT count(*) FROM ledger WHERE decision = 'DENY'";
     assert_eq!(world.database.count(recorded).await, 1);
+    world.database.assert_intact();
+}
+
+/// A hold of some seconds without grace.
+fn brief(tenant: &str, seconds: i64) -> ReserveRequest {
+    let duration = |seconds| Some(pbjson_types::Duration { seconds, nanos: 0 });
+    ReserveRequest {
+        subject: Some(subject(tenant)),
+        ttl: duration(seconds),
+        grace: duration(0),
+        ..reserve(1)
+    }
+}
+
+/// Waits until a count is what it shall be.
+async fn becomes(database: &Database, query: &'static str, wanted: i64) {
+    let begun = Instant::now();
+    loop {
+        let is = database.count(query).await;
+        if is == wanted {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{query}: {is}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+const OPEN: &str = "SELECT count(*) FROM reservations WHERE state = 'ACTIVE'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_whose_clock_is_ahead_ends_no_lease_and_is_not_ready() {
+    let world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 100)]).await;
+    let World {
+        mut server,
+        database,
+        operator,
+    } = world;
+    let held = operator.clone().authority.reserve(brief("acme", 1)).await;
+    held.expect("an answer");
+    server.kill();
+    // To new connections the database's clock is an hour behind.
+    database
+        .sql(
+            "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE
+             AS $$SELECT pg_catalog.clock_timestamp() - interval '1 hour'$$;
+             ALTER DATABASE remit SET search_path = public, pg_catalog",
+        )
+        .await;
+    let server = Server::start(&database).await;
+    let target = format!("http://{}", server.address);
+    let ready = || {
+        let asked = remit(&["healthcheck", "--target", &target]);
+        asked.status.success()
+    };
+    for _ in 0..10 {
+        assert!(!ready(), "its clock is not the database's");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(database.count(OPEN).await, 1, "it may live by other clocks");
+    database
+        .sql(
+            "CREATE OR REPLACE FUNCTION public.clock_timestamp() RETURNS timestamptz
+             LANGUAGE sql VOLATILE AS 'SELECT pg_catalog.clock_timestamp()'",
+        )
+        .await;
+    becomes(&database, OPEN, 0).await;
+    let begun = Instant::now();
+    while !ready() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it is ready then"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_wrong_clock_said_was_swept_is_swept() {
+    let mut world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 100)]).await;
+    let mut authority = world.operator.clone().authority;
+    authority
+        .reserve(brief("acme", 2))
+        .await
+        .expect("an answer");
+    world.server.kill();
+    world
+        .database
+        .sql(
+            "INSERT INTO sweeps VALUES ('lapsed', 4000000000000000)
+             ON CONFLICT (name) DO UPDATE SET until_us = excluded.until_us",
+        )
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.server.restart(&world.database).await;
+    becomes(&world.database, OPEN, 0).await;
+    let wrong = "SELECT count(*) FROM sweeps WHERE until_us >= 4000000000000000";
+    becomes(&world.database, wrong, 0).await;
+    world.database.assert_intact();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_expired_keeps_nobody_elses_waiting() {
+    /// More than is looked at at once.
+    const MANY: i64 = 600;
+
+    let mut world = World::with_budgets(vec![budget("tenant:acme", Unit::RiskPoints, 100)]).await;
+    let broken = "
+tenants: [{tenant: broken}]
+budgets: [{scope: 'tenant:broken', unit: UNIT_RISK_POINTS, allocation: 10000}]
+policies: [{tenant: broken, rules: [{id: often, when: 'recent.denials > 1000', effect: RULE_EFFECT_DENY}]}]
+";
+    provision(&world.operator, broken).await.expect("a plan");
+    let mut asked = tokio::task::JoinSet::new();
+    for _ in 0..MANY {
+        let mut authority = world.operator.clone().authority;
+        asked.spawn(async move { authority.reserve(brief("broken", 10)).await });
+    }
+    while let Some(held) = asked.join_next().await {
+        held.expect("no panic").expect("an answer");
+    }
+    let mut authority = world.operator.clone().authority;
+    authority
+        .reserve(brief("acme", 10))
+        .await
+        .expect("an answer");
+    world.server.kill();
+    world
+        .database
+        .sql("UPDATE documents SET body = replace(body, '> 1000', '> ') WHERE tenant_id = 'broken'")
+        .await;
+    world.server.restart(&world.database).await;
+    becomes(&world.database, OPEN, MANY).await;
+    let broken = "SELECT count(*) FROM reservations
+                  WHERE state = 'ACTIVE' AND tenant_id = 'broken'";
+    assert_eq!(world.database.count(broken).await, MANY);
+    world
+        .database
+        .sql("UPDATE documents SET body = replace(body, '> ', '> 1000') WHERE tenant_id = 'broken'")
+        .await;
+    becomes(&world.database, OPEN, 0).await;
     world.database.assert_intact();
 }
