@@ -180,6 +180,13 @@ impl Worker {
                         }
                     }
                 }
+                Ok(Err(error @ EngineError::Unavailable { .. })) => {
+                    // Nor can the others be decided; each would wait as long.
+                    groups.push(group);
+                    for group in groups.drain(..) {
+                        refuse(group, &error);
+                    }
+                }
                 Ok(Err(error)) => refuse(group, &error),
                 Err(panic) => {
                     tracing::error!(panic, "a batch panicked");

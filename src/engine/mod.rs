@@ -6,7 +6,8 @@
 //! decide it in order, writes all of it in one statement, and only then answers.
 //! Operators' documents and keys, which can be about several tenants at once, go
 //! their own way under the same locks ([`provision`], [`keys`]). The sweeper
-//! ([`sweep`]) sends its commands through the lanes like any caller.
+//! ([`sweep`]) sends its commands through the lanes like any caller. What runs for as
+//! long as the process does begins anew after a panic ([`supervise`]).
 
 mod cache;
 mod clock;

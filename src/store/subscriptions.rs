@@ -53,6 +53,12 @@ fn subscription(row: &PgRow) -> Result<Subscription, StoreError> {
     })
 }
 
+/// What can be read of rows of several tenants: one that can't keeps no other back.
+fn readable<T>(row: Result<T, StoreError>) -> Option<T> {
+    row.inspect_err(|error| tracing::error!(%error, "a subscription can't be read"))
+        .ok()
+}
+
 fn types_text(types: &[EventType]) -> String {
     let names: Vec<_> = types.iter().map(|of| of.as_str()).collect();
     names.join(",")
@@ -152,15 +158,14 @@ impl Store {
         .fetch_all(&self.pool)
         .await
         .map_err(sort)?;
-        rows.iter()
-            .map(|row| {
-                Ok(Turn {
-                    subscription: subscription(row)?,
-                    secret: column(row, "secret")?,
-                    lease,
-                })
+        let turn = |row| {
+            Ok(Turn {
+                subscription: subscription(row)?,
+                secret: column(row, "secret")?,
+                lease,
             })
-            .collect()
+        };
+        Ok(rows.iter().map(turn).filter_map(readable).collect())
     }
 
     /// Says how far a turn has come, and how long it goes on. False where it is over.
@@ -266,16 +271,15 @@ impl Store {
         .fetch_all(&self.pool)
         .await
         .map_err(sort)?;
-        rows.iter()
-            .map(|row| {
-                Ok(Delivery {
-                    subscription: subscription(row)?,
-                    secret: column(row, "secret")?,
-                    seq: Sequence(column(row, "delivery_seq")?),
-                    attempts: column(row, "attempts")?,
-                })
+        let delivery = |row| {
+            Ok(Delivery {
+                subscription: subscription(row)?,
+                secret: column(row, "secret")?,
+                seq: Sequence(column(row, "delivery_seq")?),
+                attempts: column(row, "attempts")?,
             })
-            .collect()
+        };
+        Ok(rows.iter().map(delivery).filter_map(readable).collect())
     }
 
     /// Tries again what was given up, or all from a sequence on. Answers how many were

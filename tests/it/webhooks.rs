@@ -507,3 +507,19 @@ async fn a_subscription_needs_the_right_to_read_the_ledger_and_a_name_of_its_own
         "TOO_MANY_SUBSCRIPTIONS"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subscription_that_cannot_be_read_keeps_no_other_back() {
+    let world = start().await;
+    let fine = Receiver::start(&[]).await;
+    let url = format!("http://{}/", fine.address);
+    for id in ["broken", "fine"] {
+        subscribe(&world, id, &url, &[EventType::ActionDenied]).await;
+    }
+    world
+        .database
+        .sql("UPDATE subscriptions SET event_types = 'EVERYTHING' WHERE subscription_id = 'broken'")
+        .await;
+    denied(&world.operator).await;
+    fine.wait_for(1).await;
+}
