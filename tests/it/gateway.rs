@@ -457,70 +457,169 @@ async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
     assert!(text.contains(line), "{text}");
 }
 
-#[tokio::test]
-async fn what_a_person_has_approved_passes_when_it_is_asked_for_again() {
-    const ASKS: &str = "
+/// An answer with its headers.
+#[derive(Debug)]
+struct Reply {
+    status: u16,
+    headers: reqwest::header::HeaderMap,
+    body: Value,
+}
+
+impl Reply {
+    fn said(&self) -> (u16, &str) {
+        (self.status, self.body["error"].as_str().unwrap_or(""))
+    }
+
+    fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        value.map_or("", |value| value.to_str().expect("text"))
+    }
+
+    fn has_replayed(&self) -> bool {
+        self.header("x-remit-replayed") == "true"
+    }
+}
+
+/// One call on the runtime plane. Without a body it is a GET.
+async fn call(world: &World, key: (&'static str, &str), path: &str, body: Option<&Value>) -> Reply {
+    let client = reqwest::Client::new();
+    let url = format!("http://{}{path}", world.server.cycles);
+    let request = match body {
+        None => client.get(url),
+        Some(body) => client
+            .post(url)
+            .header("content-type", "application/json")
+            .body(body.to_string()),
+    };
+    let answer = request.header(key.0, key.1).send().await;
+    let answer = answer.expect("an answer");
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let text = answer.text().await.expect("a body");
+    Reply {
+        status,
+        headers,
+        body: serde_json::from_str(&text).expect("JSON"),
+    }
+}
+
+impl Agent {
+    async fn call(&self, world: &World, path: &str, body: Option<&Value>) -> Reply {
+        call(world, ("x-cycles-api-key", &self.key), path, body).await
+    }
+}
+
+const ASKS: &str = "
 policies:
   - tenant: acme
-    rules: [{id: ask, effect: RULE_EFFECT_REQUIRE_APPROVAL, match: {tools: [act]}}]
+    rules: [{id: ask, effect: RULE_EFFECT_REQUIRE_APPROVAL, approval_timeout: 2s, match: {tools: [act]}}]
 ";
-    let world = World::start().await;
-    let agent = Agent::of(&world).await;
-    provision(&world.operator, ASKS).await.expect("a plan");
-    let resolve = async |id: &Value, approve: bool| {
-        use resolve_approval_request::Resolution::{Approve, Reject};
-        let resolution = if approve { Approve(true) } else { Reject(true) };
-        let request = ResolveApprovalRequest {
-            idempotency_key: unique("resolve"),
-            approval_id: id.as_str().expect("an id").into(),
-            resolution: Some(resolution),
-            tenant: "acme".into(),
-            approver: "rosa".into(),
-            ..ResolveApprovalRequest::default()
-        };
-        let mut approvals = world.operator.approvals.clone();
-        let answer = approvals.resolve_approval(request);
-        answer.await.expect("resolved");
+
+/// Decides as a person does.
+async fn resolve(world: &World, id: &Value, approve: bool) {
+    use resolve_approval_request::Resolution::{Approve, Reject};
+    let resolution = if approve { Approve(true) } else { Reject(true) };
+    let request = ResolveApprovalRequest {
+        idempotency_key: unique("resolve"),
+        approval_id: id.as_str().expect("an id").into(),
+        resolution: Some(resolution),
+        tenant: "acme".into(),
+        approver: "rosa".into(),
+        ..ResolveApprovalRequest::default()
     };
-    for approve in [true, false] {
-        let asked = reservation(3);
-        let (status, first) = agent.persist("/v1/reservations", &asked).await;
-        assert_eq!((status, &first["error"]), (409, &json!("BUDGET_EXCEEDED")));
-        assert_eq!(first["details"]["reason_code"], "APPROVAL_REQUIRED");
-        let (status, again) = agent.persist("/v1/reservations", &asked).await;
-        assert_eq!((status, &again["details"]), (409, &first["details"]));
-        resolve(&first["details"]["approval_id"], approve).await;
-        let (status, after) = agent.persist("/v1/reservations", &asked).await;
-        if !approve {
-            assert_eq!((status, &after["error"]), (409, &json!("BUDGET_EXCEEDED")));
-            continue;
-        }
-        assert_eq!(
-            (status, &after["decision"]),
-            (200, &json!("ALLOW")),
-            "{after}"
-        );
-        let left = after["remaining_ttl_ms"].as_i64().expect("a lease");
-        assert!((50_000..=60_000).contains(&left), "{left} ms");
+    let mut approvals = world.operator.approvals.clone();
+    let answer = approvals.resolve_approval(request);
+    answer.await.expect("resolved");
+}
+
+#[tokio::test]
+async fn what_a_person_has_approved_stays_granted_under_its_key() {
+    let world = World::start().await;
+    let mut agent = Agent::of(&world).await;
+    // A key that may act and not read is told its own grants too.
+    agent.key = world.key("acme", &[Permission::Authority], "").await;
+    provision(&world.operator, ASKS).await.expect("a plan");
+    for end in ["COMMITTED", "RELEASED", "EXPIRED"] {
+        let mut asked = reservation(3);
+        (asked["ttl_ms"], asked["grace_period_ms"]) = (1_000.into(), 0.into());
+        let first = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(first.said(), (409, "BUDGET_EXCEEDED"));
+        assert_eq!(first.body["details"]["reason_code"], "APPROVAL_REQUIRED");
+        let again = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(again.body["details"], first.body["details"]);
+        resolve(&world, &first.body["details"]["approval_id"], true).await;
+        let granted = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(granted.status, 200, "{granted:?}");
+        assert!(granted.has_replayed());
+        assert_eq!(granted.body["decision"], "ALLOW");
+        let left = granted.body["remaining_ttl_ms"].as_i64().expect("a lease");
+        assert!((1..=1_000).contains(&left), "{left} ms");
         // Another request under the key is none that anybody approved.
         let mut other = asked.clone();
         other["estimate"]["amount"] = 4.into();
-        let (status, refused) = agent.persist("/v1/reservations", &other).await;
-        assert_eq!(
-            (status, &refused["error"]),
-            (409, &json!("IDEMPOTENCY_MISMATCH"))
-        );
-        let path = format!("/v1/reservations/{}/commit", id(&after));
-        let (status, settled) = agent.persist(&path, &actual(2)).await;
-        assert_eq!(
-            (status, &settled["status"]),
-            (200, &json!("COMMITTED")),
-            "{settled}"
-        );
-        // Once: what is settled is not granted again.
-        let (status, _) = agent.persist("/v1/reservations", &asked).await;
-        assert_eq!(status, 409);
+        let refused = agent.call(&world, "/v1/reservations", Some(&other)).await;
+        assert_eq!(refused.said(), (409, "IDEMPOTENCY_MISMATCH"));
+        let path = format!("/v1/reservations/{}", id(&granted.body));
+        let settled = match end {
+            "COMMITTED" => {
+                let path = format!("{path}/commit");
+                agent.call(&world, &path, Some(&actual(2))).await.status
+            }
+            "RELEASED" => {
+                let path = format!("{path}/release");
+                let body = json!({"idempotency_key": unique("release")});
+                agent.call(&world, &path, Some(&body)).await.status
+            }
+            _ => {
+                tokio::time::sleep(Duration::from_millis(1_100)).await;
+                200
+            }
+        };
+        assert_eq!(settled, 200);
+        let after = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(after.status, 200, "{end}: {after:?}");
+        assert!(after.has_replayed());
+        let wanted = {
+            let mut wanted = granted.body.clone();
+            wanted["remaining_ttl_ms"] = 0.into();
+            wanted
+        };
+        assert_eq!(after.body, wanted, "{end}");
     }
     assert_eq!(root(&world.operator).await.spent, 2);
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn what_nobody_approved_says_how_it_ended() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    provision(&world.operator, ASKS).await.expect("a plan");
+    for end in ["REJECTED", "WITHDRAWN", "EXPIRED"] {
+        let asked = reservation(3);
+        let first = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        let approval = &first.body["details"]["approval_id"];
+        match end {
+            "REJECTED" => resolve(&world, approval, false).await,
+            "WITHDRAWN" => {
+                let id = approval.as_str().expect("an id");
+                let path = format!("/v1/reservations/{id}/release");
+                let body = json!({"idempotency_key": unique("release")});
+                let released = agent.call(&world, &path, Some(&body)).await;
+                assert_eq!(released.status, 200, "{released:?}");
+            }
+            _ => tokio::time::sleep(Duration::from_millis(2_100)).await,
+        }
+        let after = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(after.said(), (409, "BUDGET_EXCEEDED"), "{end}");
+        let details = &after.body["details"];
+        let code = format!("APPROVAL_{end}");
+        assert_eq!(details["reason_code"], code.as_str());
+        assert_eq!(details["deny_detail"]["reason_code"], code.as_str());
+        assert_eq!(&details["approval_id"], approval);
+        assert_eq!(details["retryable"], false);
+        let text = after.body.to_string();
+        assert!(!text.contains("has to approve"), "{text}");
+    }
+    assert_eq!(root(&world.operator).await.spent, 0);
     world.database.assert_intact();
 }

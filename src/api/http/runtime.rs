@@ -4,7 +4,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
 use axum::routing::{get, post};
+use serde_json::json;
+use tonic::Status;
 use uuid::Uuid;
 
 use super::call::{Answer, Asker, Call};
@@ -15,8 +18,9 @@ use super::reads::{
 };
 use super::translate::{self, affected_scopes, allowed, balances, millis_left, millis_of};
 use super::{Gateway, wire};
-use crate::api::convert::authority as words;
-use crate::domain::id::IdempotencyKey;
+use crate::api::convert::{answers, authority as words};
+use crate::domain::approve::ApprovalState;
+use crate::domain::id::{IdempotencyKey, ReservationId, TenantId};
 use crate::domain::permission::Permission;
 use crate::domain::request::Digest;
 use crate::proto;
@@ -42,7 +46,7 @@ pub(super) fn routes() -> Router<Gateway> {
 fn must_be_own(
     asker: &Asker,
     named: Option<&String>,
-    otherwise_right: impl FnOnce() -> Result<(), tonic::Status>,
+    otherwise_right: impl FnOnce() -> Result<(), Status>,
 ) -> Result<(), Fault> {
     let own = asker.tenant();
     match named {
@@ -140,9 +144,11 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     let answer = answer.into_inner();
     let (affected_scopes, path) = affected_scopes(&subject, &answer.balances);
     let Some(decision) = allowed(answer.decision()) else {
-        if let Some(granted) = granted(&gateway, &asker, &subject.tenant, &answer).await? {
+        if let Some(granted) = since_asked(&gateway, &subject.tenant, &answer).await? {
             let now = jiff::Timestamp::now().as_millisecond();
             let expires_at_ms = granted.expire_time.as_ref().map(millis_of);
+            let is_held = granted.state() == proto::ReservationState::Active;
+            let left = expires_at_ms.map(|at| if is_held { (at - now).max(0) } else { 0 });
             let caps = translate::caps(answer.caps);
             let body = wire::Reserved {
                 decision: match caps {
@@ -153,7 +159,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
                 reservation_id: Some(granted.reservation_id),
                 affected_scopes,
                 expires_at_ms,
-                remaining_ttl_ms: expires_at_ms.map(|at| (at - now).max(0)),
+                remaining_ttl_ms: left,
                 scope_path: path,
                 reserved: Some(translate::amount_of(&granted.reserved, unit)),
                 balances: Some(balances(&answer.balances, |shown| shown == unit)),
@@ -195,30 +201,61 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     Ok(said.recorded(answer.ledger_sequence, answer.replayed))
 }
 
-/// What a person has approved since the same was asked for under the same key. Clients of
-/// the protocol can't wait: they ask again.
-async fn granted(
+/// What has become of an approval since it was asked for under the same key: the
+/// reservation that a person has granted, nothing while it waits, and a fault where it will
+/// never be granted. Clients of the protocol can't wait: they ask again.
+///
+/// Whoever is told the replay is told its end: that needs no permission to read.
+async fn since_asked(
     gateway: &Gateway,
-    asker: &Asker,
     tenant: &str,
     answer: &proto::ReserveResponse,
 ) -> Result<Option<proto::Reservation>, Fault> {
     let Some(approval) = answer.approval.as_ref().filter(|_| answer.replayed) else {
         return Ok(None);
     };
-    if !asker.caller.permissions().contains(Permission::Read) {
-        return Ok(None);
-    }
-    let message = proto::GetReservationRequest {
-        reservation_id: approval.approval_id.clone(),
-        tenant: tenant.to_owned(),
+    let named = TenantId::parse(tenant).and_then(|tenant| {
+        let id = ReservationId::parse(&approval.approval_id)?;
+        Ok((tenant, id))
+    });
+    let (tenant, id) = named.map_err(|error| {
+        tracing::error!(%error, "an approval that was answered can't be named");
+        Fault::internal()
+    })?;
+    let engine = gateway.services.engine();
+    let found = engine.approval(&tenant, id).await.map_err(Status::from)?;
+    let (code, how) = match found.map(|record| record.state(engine.now())) {
+        None | Some(ApprovalState::Pending) => return Ok(None),
+        Some(ApprovalState::Approved) => {
+            let found = engine.reservation(&tenant, id).await;
+            let found = found.map_err(Status::from)?;
+            return Ok(found.map(|found| answers::reservation(&found, engine.now())));
+        }
+        Some(ApprovalState::Rejected) => ("APPROVAL_REJECTED", "a person has refused it"),
+        Some(ApprovalState::Expired) => ("APPROVAL_EXPIRED", "nobody approved it in time"),
+        Some(ApprovalState::Withdrawn) => (
+            "APPROVAL_WITHDRAWN",
+            "it was released while it waited for a person",
+        ),
     };
-    let found = gateway
-        .services
-        .get_reservation(asker.request(message))
-        .await?;
-    let found = found.into_inner().reservation;
-    Ok(found.filter(|found| found.state() == proto::ReservationState::Active))
+    let mut fault = Fault::new(
+        StatusCode::CONFLICT,
+        "BUDGET_EXCEEDED",
+        format!("{how}: nothing is reserved under this idempotency key"),
+    );
+    let fix = "ask again under another idempotency key";
+    fault.detail("reason_code", code);
+    fault.detail("retryable", false);
+    fault.detail(
+        "deny_detail",
+        json!({"reason_code": code, "suggested_fix": fix}),
+    );
+    fault.detail("approval_id", approval.approval_id.as_str());
+    fault.detail("decision_id", answer.decision_id.as_str());
+    fault.decision_id.clone_from(&answer.decision_id);
+    fault.sequence = answer.ledger_sequence;
+    fault.replayed = true;
+    Err(fault)
 }
 
 async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) -> Done {
