@@ -383,11 +383,21 @@ async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
     let server = Server::start_with(&database, &more).await;
     let operator = server.operator();
     provision(&operator, ACME).await.expect("a plan");
+    let request = CreateApiKeyRequest {
+        idempotency_key: unique("key"),
+        api_key: Some(ApiKey {
+            tenant: "acme".into(),
+            permissions: vec![Permission::Authority.into()],
+            ..ApiKey::default()
+        }),
+    };
+    let created = operator.clone().provisioning.create_api_key(request).await;
+    let agents_key = created.expect("a key").into_inner().secret;
     let client = reqwest::Client::new();
     let decide = async |headers: &[(&str, &str)]| {
         let mut asked = client
             .post(format!("http://{}/v1/decide", server.cycles))
-            .header("x-cycles-api-key", &server.key)
+            .header("x-cycles-api-key", &agents_key)
             .header("x-request-id", "mine")
             .header("content-type", "application/json")
             .body(reservation(1).to_string());
@@ -444,7 +454,7 @@ async fn a_call_is_named_and_counted_and_its_trace_goes_into_the_ledger() {
         .await
         .expect("a body");
     let logs: Value = serde_json::from_str(&logs).expect("JSON");
-    let (row, key) = (&logs["logs"][0], server.key.split('_').nth(1));
+    let (row, key) = (&logs["logs"][0], agents_key.split('_').nth(1));
     assert_eq!(
         (&row["operation"], row["key_id"].as_str()),
         (&json!("DECIDE"), key)
@@ -622,4 +632,59 @@ async fn what_nobody_approved_says_how_it_ended() {
     }
     assert_eq!(root(&world.operator).await.spent, 0);
     world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn each_header_takes_its_own_kind_of_key() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let held = agent
+        .call(&world, "/v1/reservations", Some(&reservation(1)))
+        .await;
+    let path = format!("/v1/reservations/{}", id(&held.body));
+    let operator = world.server.key.as_str();
+    // Agents' calls are made with a tenant's key.
+    let question = reservation(1);
+    let mut event = reservation(1);
+    event.as_object_mut().expect("an object").remove("estimate");
+    event["actual"] = json!({"unit": "RISK_POINTS", "amount": 1});
+    let release = json!({"idempotency_key": unique("release")});
+    let extend = json!({"idempotency_key": unique("extend"), "extend_by_ms": 1_000});
+    let calls = [
+        ("/v1/decide".to_owned(), Some(&question)),
+        ("/v1/reservations".to_owned(), Some(&question)),
+        ("/v1/events".to_owned(), Some(&event)),
+        ("/v1/balances?tenant=acme".to_owned(), None),
+        ("/v1/reservations?tenant=acme".to_owned(), None),
+        (format!("{path}?tenant=acme"), None),
+        (format!("{path}/commit"), Some(&actual(1))),
+        (format!("{path}/extend"), Some(&extend)),
+        (format!("{path}/release?tenant=acme"), Some(&release)),
+    ];
+    for (path, body) in &calls {
+        let refused = call(&world, ("x-cycles-api-key", operator), path, *body).await;
+        assert_eq!(refused.said(), (401, "UNAUTHORIZED"), "{path}");
+        assert_eq!(refused.header("x-cycles-tenant"), "");
+        let message = refused.body["message"].as_str().expect("a text");
+        assert!(message.contains("a key of the tenant"), "{message}");
+    }
+    // And an operator's header takes no tenant's, where it is looked at.
+    for (path, body) in [&calls[4], &calls[5], &calls[8]] {
+        let refused = call(&world, ("x-admin-api-key", &agent.key), path, *body).await;
+        assert_eq!(refused.said(), (401, "UNAUTHORIZED"), "{path}");
+        let let_in = call(&world, ("x-admin-api-key", operator), path, *body).await;
+        assert_eq!(let_in.status, 200, "{path}: {let_in:?}");
+    }
+}
+
+#[tokio::test]
+async fn whose_key_it_is_is_said_where_it_may_not_do_this() {
+    let world = World::start().await;
+    let mut agent = Agent::of(&world).await;
+    agent.key = world.key("acme", &[Permission::Read], "").await;
+    let refused = agent
+        .call(&world, "/v1/reservations", Some(&reservation(1)))
+        .await;
+    assert_eq!(refused.said(), (403, "FORBIDDEN"));
+    assert_eq!(refused.header("x-cycles-tenant"), "acme");
 }

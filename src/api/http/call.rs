@@ -91,7 +91,7 @@ impl Asker {
 }
 
 impl Gateway {
-    /// Lets in an agent, by `X-Cycles-API-Key`.
+    /// Lets in an agent, by `X-Cycles-API-Key`. On the runtime plane it is a tenant's.
     pub(super) async fn agent(&self, call: &Call, needs: Permission) -> Result<Asker, Fault> {
         let asker = self.admit(call, API_KEY).await?;
         asker.must_hold(needs)?;
@@ -146,21 +146,29 @@ impl Gateway {
         metadata.insert("authorization", MetadataValue::clone(&authorization));
         request.extensions_mut().insert(call.identity.clone());
         let caller = Caller::known(self.services.engine(), &request).await?;
-        // What a tenant's key may do is far from all that an operator may.
-        if operates && caller.tenant().is_some() {
-            return Err(unauthorized("Invalid admin API key"));
+        // Each header takes its own kind of key: an agent's call is about its key's tenant, and
+        // what a tenant's key may do is far from all that an operator may.
+        match caller.tenant() {
+            None if !operates => {
+                return Err(unauthorized(
+                    "the API key is an operator's, of no tenant: use a key of the tenant",
+                ));
+            }
+            Some(_) if operates => {
+                return Err(unauthorized(
+                    "Invalid admin API key: a tenant's key goes into X-Cycles-API-Key",
+                ));
+            }
+            // Set once: a call has one caller.
+            Some(tenant) => drop(call.told.0.set(tenant.as_str().to_owned())),
+            None => {}
         }
-        let asker = Asker {
+        Ok(Asker {
             caller,
             authorization,
             identity: call.identity.clone(),
             deadline: call.deadline,
-        };
-        if asker.caller.tenant().is_some() {
-            // Set once: a call has one caller.
-            let _ = call.told.0.set(asker.tenant().to_owned());
-        }
-        Ok(asker)
+        })
     }
 
     /// The body of a call, as JSON of a certain form.

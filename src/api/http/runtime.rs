@@ -48,9 +48,8 @@ fn must_be_own(
     named: Option<&String>,
     otherwise_right: impl FnOnce() -> Result<(), Status>,
 ) -> Result<(), Fault> {
-    let own = asker.tenant();
     match named {
-        Some(named) if !own.is_empty() && named != own => {
+        Some(named) if named != asker.tenant() => {
             otherwise_right()?;
             Err(Fault::other_tenant("subject.tenant"))
         }
