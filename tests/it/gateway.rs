@@ -688,3 +688,41 @@ async fn whose_key_it_is_is_said_where_it_may_not_do_this() {
     assert_eq!(refused.said(), (403, "FORBIDDEN"));
     assert_eq!(refused.header("x-cycles-tenant"), "acme");
 }
+
+#[tokio::test]
+async fn the_numbers_of_a_refusal_are_numbers() {
+    const POOR: &str = "
+budgets:
+  - {scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 10, overdraft_limit: 5}
+  - {scope: 'tenant:acme', unit: UNIT_CALLS, allocation: 10}
+";
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    provision(&world.operator, POOR).await.expect("a plan");
+    let mut event = json!({
+        "idempotency_key": unique("event"), "subject": {"agent": "bot"},
+        "action": {"kind": "k", "name": "act"},
+        "actual": {"unit": "RISK_POINTS", "amount": 11}, "overage_policy": "REJECT",
+    });
+    let refused = agent.call(&world, "/v1/events", Some(&event)).await;
+    assert_eq!(refused.said(), (409, "BUDGET_EXCEEDED"));
+    assert_eq!(refused.body["details"]["reason"], "OVERAGE_REJECTED");
+    assert_eq!(refused.body["details"]["actual"], 11);
+    event["overage_policy"] = "ALLOW_WITH_OVERDRAFT".into();
+    event["actual"]["amount"] = 16.into();
+    let refused = agent.call(&world, "/v1/events", Some(&event)).await;
+    assert_eq!(refused.said(), (409, "OVERDRAFT_LIMIT_EXCEEDED"));
+    let details = &refused.body["details"];
+    assert_eq!(
+        (&details["limit"], &details["scope"]),
+        (&json!(5), &json!("tenant:acme"))
+    );
+    // And the units are the protocol's.
+    event["actual"] = json!({"unit": "TOKENS", "amount": 1});
+    let refused = agent.call(&world, "/v1/events", Some(&event)).await;
+    assert_eq!(refused.said(), (400, "UNIT_MISMATCH"));
+    assert_eq!(
+        refused.body["details"]["expected_units"],
+        json!(["RISK_POINTS"])
+    );
+}

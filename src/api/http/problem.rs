@@ -208,8 +208,18 @@ impl From<Status> for Fault {
         let reason = info.map_or("", |info| info.reason.as_str());
         let (http, error) = code_of(reason, status.code());
         let mut fault = Self::new(http, error, status.message());
-        if reason == "TENANT_SUSPENDED" {
-            fault.message = reason.to_owned();
+        let told = |key| info.and_then(|info| info.metadata.get(key));
+        match (reason, told("field"), told("reservation_id")) {
+            ("TENANT_SUSPENDED", ..) => fault.message = reason.to_owned(),
+            ("RESERVATION_NOT_FOUND", _, Some(id)) => {
+                fault.message = Self::not_found(id).message;
+            }
+            ("IDEMPOTENCY_MISMATCH", Some(field), _) => {
+                let field = translate::field(field);
+                fault.message =
+                    format!("the idempotency key was used for another request: {field} differs");
+            }
+            _ => {}
         }
         if !reason.is_empty() && reason != error {
             fault.detail("reason", reason);
@@ -222,10 +232,17 @@ impl From<Status> for Fault {
                     fault.detail("requested_unit", value.as_str())
                 }
                 "counted" if error == "UNIT_MISMATCH" => {
-                    let units = value.split(',').filter(|unit| !unit.is_empty());
+                    let units = value.split(',').filter(|unit| translate::is_unit(unit));
                     fault.detail("expected_units", units.collect::<Vec<_>>());
                 }
                 "field" => fault.detail(key, translate::field(value)),
+                "actual"
+                | "reserved"
+                | "debt"
+                | "limit"
+                | "asked"
+                | "remaining"
+                | "violations_not_named" => fault.detail(key, number(value)),
                 key => fault.detail(key, value.as_str()),
             }
         }
@@ -233,7 +250,11 @@ impl From<Status> for Fault {
         if let ("INVALID_REQUEST", Some(violations)) = (reason, violations) {
             let named: Vec<_> = violations
                 .iter()
-                .map(|one| format!("{}: {}", translate::field(&one.field), one.description))
+                .map(|one| {
+                    let field = translate::field(&one.field);
+                    let bounds = translate::bounds(&field);
+                    format!("{field}: {}", bounds.unwrap_or(&one.description))
+                })
                 .collect();
             let named = named.join("; ").replace("next_page_token", "next_cursor");
             fault.message = format!("Validation failed: {named}");
@@ -244,6 +265,12 @@ impl From<Status> for Fault {
         }
         fault
     }
+}
+
+/// A number that was told as text.
+fn number(text: &str) -> Value {
+    let number: Result<i64, _> = text.parse();
+    number.map_or_else(|_| text.into(), Value::from)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -67,6 +67,25 @@ pub(super) fn field(path: &str) -> String {
     name.to_owned()
 }
 
+/// What must be of a field whose bounds the services say in seconds, or with fields that
+/// the protocol does not have.
+pub(super) fn bounds(field: &str) -> Option<&'static str> {
+    match field {
+        "ttl_ms" | "default_reservation_ttl_ms" | "max_reservation_ttl_ms" => {
+            Some("must be 1000 to 86400000 milliseconds")
+        }
+        "grace_period_ms" => Some("must be 0 to 60000 milliseconds"),
+        "extend_by_ms" => Some("must be 1 to 86400000 milliseconds"),
+        _ => None,
+    }
+}
+
+/// Whether the protocol has a unit of that name.
+pub(super) fn is_unit(name: &str) -> bool {
+    let unit = proto::Unit::from_str_name(&format!("UNIT_{name}"));
+    unit.is_some_and(|unit| known_unit(unit.into()).is_some())
+}
+
 pub(super) fn unit(unit: wire::Unit) -> proto::Unit {
     match unit {
         wire::Unit::UsdMicrocents => proto::Unit::UsdMicrocents,
