@@ -66,7 +66,8 @@ impl Page {
         (items, token.unwrap_or_default())
     }
 
-    fn token(&self, place: &str) -> String {
+    /// The token of the page that begins after a place.
+    pub fn token(&self, place: &str) -> String {
         let check = Sha256::new()
             .chain_update(self.hash)
             .chain_update(place)

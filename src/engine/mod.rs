@@ -22,7 +22,7 @@ mod supervise;
 mod sweep;
 mod wait;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -348,6 +348,15 @@ impl Engine {
     ) -> Result<Vec<(BalanceNo, BalanceView)>, EngineError> {
         self.must_exist(tenant).await?;
         Ok(self.0.store.balances(tenant, &query).await?)
+    }
+
+    /// The scopes of balances by number.
+    pub async fn scopes(
+        &self,
+        tenant: &TenantId,
+        balances: BTreeSet<BalanceNo>,
+    ) -> Result<BTreeMap<BalanceNo, String>, EngineError> {
+        Ok(self.0.store.scopes(tenant, balances).await?)
     }
 
     /// One tenant.

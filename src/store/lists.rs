@@ -1,6 +1,6 @@
 //! Reads for people and auditors: outside the lanes, on connections of the pool.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::PgConnection;
 
@@ -220,6 +220,28 @@ impl Store {
             views.extend(unopened(&mut conn, config, query, room).await?);
         }
         Ok(views)
+    }
+
+    /// The scopes of balances by number, also of budgets that are gone.
+    pub async fn scopes(
+        &self,
+        tenant: &TenantId,
+        balances: BTreeSet<BalanceNo>,
+    ) -> Result<BTreeMap<BalanceNo, String>, StoreError> {
+        let numbers: Vec<_> = balances.into_iter().map(|no| no.0).collect();
+        let rows = sqlx::query(
+            "/* scopes */ SELECT balance_no, scope FROM balances
+             WHERE tenant_id = $1 AND balance_no = ANY ($2)",
+        )
+        .bind(tenant.as_str())
+        .bind(numbers)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(sort)?;
+        let named = rows
+            .iter()
+            .map(|row| Ok((BalanceNo(column(row, "balance_no")?), column(row, "scope")?)));
+        named.collect()
     }
 
     /// Entries by sequence.

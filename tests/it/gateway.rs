@@ -690,6 +690,181 @@ async fn whose_key_it_is_is_said_where_it_may_not_do_this() {
 }
 
 #[tokio::test]
+async fn a_reservation_has_one_spelling() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let held = agent
+        .call(&world, "/v1/reservations", Some(&reservation(1)))
+        .await;
+    let known = id(&held.body).to_owned();
+    let extend = json!({"idempotency_key": "once", "extend_by_ms": 1_000});
+    let of = |id: &str| format!("/v1/reservations/{id}/extend");
+    let first = agent.call(&world, &of(&known), Some(&extend)).await;
+    let again = agent
+        .call(&world, &of(&known.to_uppercase()), Some(&extend))
+        .await;
+    assert_eq!(again.status, 200, "{again:?}");
+    assert!(again.has_replayed(), "extended once");
+    assert_eq!(again.body["expires_at_ms"], first.body["expires_at_ms"]);
+    for other in [
+        known.replace('-', ""),
+        format!("urn:uuid:{known}"),
+        format!("%7B{known}%7D"),
+        "not-a-uuid".into(),
+        "00000000-0000-8000-8000-000000000000".into(),
+    ] {
+        let unknown = agent.call(&world, &of(&other), Some(&extend)).await;
+        assert_eq!(unknown.said(), (404, "NOT_FOUND"), "{other}");
+        let message = unknown.body["message"].as_str().expect("a text");
+        assert!(message.starts_with("Resource not found: "), "{message}");
+        let read = agent
+            .call(&world, &format!("/v1/reservations/{other}"), None)
+            .await;
+        assert_eq!(read.said(), (404, "NOT_FOUND"), "{other}");
+        assert_eq!(read.body["message"], message);
+        // What is wrong with the rest comes first.
+        let mut bad = extend.clone();
+        bad["extend_by_ms"] = 0.into();
+        let refused = agent.call(&world, &of(&other), Some(&bad)).await;
+        assert_eq!(refused.said(), (400, "INVALID_REQUEST"), "{other}");
+        let message = "Validation failed: extend_by_ms: must be 1 to 86400000 milliseconds";
+        assert_eq!(refused.body["message"], message);
+        let mut bad = actual(1);
+        bad["actual"]["amount"] = (-1).into();
+        let path = format!("/v1/reservations/{other}/commit");
+        let refused = agent.call(&world, &path, Some(&bad)).await;
+        assert_eq!(refused.said(), (400, "INVALID_REQUEST"), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn a_reservation_is_read_with_the_scopes_that_hold_it() {
+    const MANY: &str = "
+tenants:
+  - {tenant: acme, cycles_compatible: {}}
+  - {tenant: native}
+budgets:
+  - {scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 1000}
+  - {scope: 'tenant:acme/agent:bot', unit: UNIT_RISK_POINTS, allocation: 1000}
+  - {scope: 'tenant:acme/run:*', unit: UNIT_RISK_POINTS, allocation: 1000}
+  - {scope: 'tenant:native/toolset:mail', unit: UNIT_RISK_POINTS, allocation: 1000}
+  - {scope: 'tenant:native/toolset:other', unit: UNIT_RISK_POINTS, allocation: 1000}
+tools: [{tenant: native, name: act, level: ACTION_LEVEL_WRITE, tier: 2, toolset: mail}]
+";
+    let world = World::start().await;
+    provision(&world.operator, MANY).await.expect("a plan");
+    let permissions = [Permission::Authority, Permission::Read];
+    for (tenant, subject, wanted) in [
+        (
+            "acme",
+            json!({"workspace": "w", "agent": "bot", "dimensions": {"run": "R1"}}),
+            json!([
+                "tenant:acme",
+                "tenant:acme/workspace:w",
+                "tenant:acme/workspace:w/agent:bot",
+                "tenant:acme/agent:bot",
+                "tenant:acme/run:r1",
+            ]),
+        ),
+        (
+            "native",
+            json!({"toolset": "other"}),
+            json!([
+                "tenant:native",
+                "tenant:native/toolset:other",
+                "tenant:native/toolset:mail"
+            ]),
+        ),
+    ] {
+        let key = world.key(tenant, &permissions, "").await;
+        let key = ("x-cycles-api-key", key.as_str());
+        let mut asked = reservation(1);
+        asked["subject"] = subject;
+        let held = call(&world, key, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(held.body["affected_scopes"], wanted, "{held:?}");
+        let path = format!("/v1/reservations/{}", id(&held.body));
+        let read = call(&world, key, &path, None).await;
+        assert_eq!(read.body["affected_scopes"], wanted, "{read:?}");
+        let listed = call(&world, key, "/v1/reservations", None).await;
+        assert_eq!(listed.body["reservations"][0]["affected_scopes"], wanted);
+        // Also once there is no such budget any more.
+        let gone = format!(
+            "absent_budgets: [{{scope: 'tenant:{tenant}/agent:bot', unit: UNIT_RISK_POINTS}}]"
+        );
+        if tenant == "acme" {
+            provision(&world.operator, &gone).await.expect("a plan");
+            let read = call(&world, key, &path, None).await;
+            assert_eq!(read.body["affected_scopes"], wanted);
+        }
+    }
+    // It is found in the toolset in which the catalogue has it act.
+    let key = world.key("native", &permissions, "").await;
+    for (toolset, rows) in [("mail", 1), ("other", 1), ("chat", 0)] {
+        let path = format!("/v1/reservations?toolset={toolset}");
+        let listed = call(&world, ("x-cycles-api-key", &key), &path, None).await;
+        let found = listed.body["reservations"].as_array().map(Vec::len);
+        assert_eq!(found, Some(rows), "{toolset}: {listed:?}");
+    }
+}
+
+#[tokio::test]
+async fn pages_are_filled_whatever_they_are_filtered_by() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        for _ in 0..6 {
+            let held = agent
+                .call(&world, "/v1/reservations", Some(&reservation(1)))
+                .await;
+            assert_eq!(held.status, 200);
+        }
+        ends.push(jiff::Timestamp::now().to_string());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let pages = async |question: String| {
+        let mut rows = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let path = format!("/v1/reservations?{question}{cursor}");
+            let page = agent.call(&world, &path, None).await;
+            assert_eq!(page.status, 200, "{page:?}");
+            let found = page.body["reservations"].as_array().expect("rows");
+            rows.push(found.len());
+            match page.body["next_cursor"].as_str() {
+                None => {
+                    assert_eq!(page.body["has_more"], false);
+                    return rows;
+                }
+                Some(next) => cursor = format!("&cursor={next}"),
+            }
+        }
+    };
+    let (early, late) = (&ends[0], &ends[1]);
+    assert_eq!(pages("limit=5".into()).await, [5, 5, 2]);
+    assert_eq!(pages(format!("limit=4&to={early}")).await, [4, 2]);
+    assert_eq!(pages(format!("limit=3&to={early}")).await, [3, 3]);
+    assert_eq!(pages(format!("limit=4&from={early}")).await, [4, 2]);
+    assert_eq!(pages(format!("limit=4&from={late}")).await, [0]);
+    assert_eq!(pages(format!("limit=50&expires_to={late}")).await, [0]);
+    // A cursor belongs to its question.
+    let first = format!("/v1/reservations?limit=2&to={early}");
+    let first = agent.call(&world, &first, None).await;
+    let cursor = first.body["next_cursor"].as_str().expect("more");
+    for other in [
+        "",
+        &format!("&to={late}"),
+        &format!("&to={early}&agent=bot"),
+    ] {
+        let path = format!("/v1/reservations?limit=2{other}&cursor={cursor}");
+        let refused = agent.call(&world, &path, None).await;
+        assert_eq!(refused.said(), (400, "INVALID_REQUEST"), "{other}");
+        let message = refused.body["message"].as_str().expect("a text");
+        assert!(message.contains("cursor"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn the_numbers_of_a_refusal_are_numbers() {
     const POOR: &str = "
 budgets:

@@ -23,7 +23,7 @@ use crate::proto::authority_server::Authority;
 
 impl Services {
     /// A reservation that is the caller's to see.
-    async fn seen(
+    pub(in crate::api) async fn seen(
         &self,
         caller: &Caller,
         tenant: &TenantId,

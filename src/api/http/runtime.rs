@@ -13,8 +13,7 @@ use uuid::Uuid;
 use super::call::{Answer, Asker, Call};
 use super::problem::Fault;
 use super::reads::{
-    Done, Id, OfTenant, get_reservation, list_balances, list_reservations, operators_tenant,
-    reservation_id,
+    Done, Id, Named, OfTenant, get_reservation, list_balances, list_reservations, tenant_meant,
 };
 use super::translate::{self, affected_scopes, allowed, balances, millis_left, millis_of};
 use super::{Gateway, wire};
@@ -57,6 +56,10 @@ fn must_be_own(
     }
 }
 
+fn scopes_of(balances: &[proto::Balance]) -> impl Iterator<Item = &String> {
+    balances.iter().map(|balance| &balance.scope)
+}
+
 /// An idempotency key within a reservation: the protocol keeps those of what settles or
 /// extends it apart from other reservations'.
 fn key_within(reservation: &str, key: &str) -> Result<String, Fault> {
@@ -91,7 +94,7 @@ async fn decide(State(gateway): State<Gateway>, call: Call, body: Body) -> Done 
     })?;
     let answer = gateway.services.decide(asker.request(message)).await?;
     let answer = answer.into_inner();
-    let (affected_scopes, path) = affected_scopes(&subject, &answer.balances);
+    let (affected_scopes, path) = affected_scopes(&subject, scopes_of(&answer.balances));
     let decision = allowed(answer.decision());
     let denial = translate::denial_of_decide(&answer, &path);
     if decision.is_none() && denial.suspended() {
@@ -141,7 +144,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     })?;
     let answer = gateway.services.reserve(asker.request(message)).await?;
     let answer = answer.into_inner();
-    let (affected_scopes, path) = affected_scopes(&subject, &answer.balances);
+    let (affected_scopes, path) = affected_scopes(&subject, scopes_of(&answer.balances));
     let Some(decision) = allowed(answer.decision()) else {
         if let Some(granted) = since_asked(&gateway, &subject.tenant, &answer).await? {
             let now = jiff::Timestamp::now().as_millisecond();
@@ -262,15 +265,16 @@ async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
     let asked: wire::Commit = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
     let unit = asked.actual.unit;
-    let reservation_id = reservation_id(id)?;
+    let named = Named::parse(id)?;
     let message = proto::CommitRequest {
-        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
-        reservation_id,
+        idempotency_key: key_within(&named.text(), &asked.idempotency_key)?,
+        reservation_id: named.text(),
         actual: vec![translate::amount(asked.actual)],
         metrics: translate::metrics(asked.metrics),
         metadata: translate::record_metadata(asked.metadata),
         tenant: String::new(),
     };
+    named.known(|| words::commit(message.clone(), asker.caller.tenant()).map(drop))?;
     let answer = gateway.services.commit(asker.request(message)).await?;
     let answer = answer.into_inner();
     let released = translate::amount_of(&answer.released, unit);
@@ -293,13 +297,14 @@ async fn release(
     let asker = gateway.either(&call, Permission::Authority).await?;
     let asked: wire::Release = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
-    let reservation_id = reservation_id(id)?;
+    let named = Named::parse(id)?;
     let message = proto::ReleaseRequest {
-        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
-        reservation_id,
+        idempotency_key: key_within(&named.text(), &asked.idempotency_key)?,
+        reservation_id: named.text(),
         reason: translate::cut(asked.reason, 256),
-        tenant: operators_tenant(&asker, of)?,
+        tenant: tenant_meant(&asker, of)?.to_string(),
     };
+    named.known(|| words::release(message.clone(), asker.caller.tenant()).map(drop))?;
     let answer = gateway.services.release(asker.request(message)).await?;
     let answer = answer.into_inner();
     let body = wire::Released {
@@ -317,13 +322,14 @@ async fn extend(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
     let asker = gateway.agent(&call, Permission::Authority).await?;
     let asked: wire::Extend = gateway.json(&call, body).await?;
     call.must_agree(&asked.idempotency_key)?;
-    let reservation_id = reservation_id(id)?;
+    let named = Named::parse(id)?;
     let message = proto::ExtendRequest {
-        idempotency_key: key_within(&reservation_id, &asked.idempotency_key)?,
-        reservation_id,
+        idempotency_key: key_within(&named.text(), &asked.idempotency_key)?,
+        reservation_id: named.text(),
         extend_by: Some(translate::duration(asked.extend_by_ms)),
         ..proto::ExtendRequest::default()
     };
+    named.known(|| words::extend(message.clone(), asker.caller.tenant()).map(drop))?;
     let answer = gateway.services.extend(asker.request(message)).await?;
     let answer = answer.into_inner();
     let body = wire::Extended {

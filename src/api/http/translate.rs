@@ -274,9 +274,9 @@ fn levels(subject: &proto::Subject) -> impl Iterator<Item = (&'static str, &str)
 
 /// Every scope of a subject from the root down, and the scopes of balances that are none of
 /// them: with dimensions, or of fewer levels.
-pub(super) fn affected_scopes(
+pub(super) fn affected_scopes<'a>(
     subject: &proto::Subject,
-    balances: &[proto::Balance],
+    of_balances: impl IntoIterator<Item = &'a String>,
 ) -> (Vec<String>, String) {
     let mut scopes: Vec<String> = Vec::new();
     for (level, name) in levels(subject) {
@@ -287,9 +287,9 @@ pub(super) fn affected_scopes(
         });
     }
     let path = scopes.last().cloned().unwrap_or_default();
-    for balance in balances {
-        if !scopes.contains(&balance.scope) {
-            scopes.push(balance.scope.clone());
+    for scope in of_balances {
+        if !scopes.contains(scope) {
+            scopes.push(scope.clone());
         }
     }
     (scopes, path)
@@ -481,8 +481,12 @@ pub(super) fn denial_of_reserve(answer: &proto::ReserveResponse, scope_path: &st
     }
 }
 
-/// A reservation; nothing for one that the protocol has no word for: it waits for a person.
-pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation> {
+/// A reservation that holds or held in `scopes`; nothing for one that the protocol has no
+/// word for: it waits for a person.
+pub(super) fn reservation(
+    found: proto::Reservation,
+    scopes: &[String],
+) -> Option<wire::Reservation> {
     let status = match found.state() {
         proto::ReservationState::Active => wire::ReservationStatus::Active,
         proto::ReservationState::Committed => wire::ReservationStatus::Committed,
@@ -501,7 +505,7 @@ pub(super) fn reservation(found: proto::Reservation) -> Option<wire::Reservation
     );
     let subject = found.subject.unwrap_or_default();
     let action = found.action.unwrap_or_default();
-    let (affected_scopes, scope_path) = affected_scopes(&subject, &[]);
+    let (affected_scopes, scope_path) = affected_scopes(&subject, scopes);
     let reserved = only_amount(&found.reserved).unwrap_or(wire::Amount {
         unit: wire::Unit::Credits,
         amount: 0,
