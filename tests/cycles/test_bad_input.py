@@ -354,7 +354,7 @@ BAD_FIELDS = [
         {"": "v"}, {"A": "v", "a": "w"}, *NOT_AN_OBJECT,
     ]),
     (ACTING, "action", [None, {}, *NOT_AN_OBJECT]),
-    (ACTING, "action.kind", ["", long(65), "a\0b", None, *NOT_TEXT]),
+    (ACTING, "action.kind", ["", long(65), "a\0b", "a*", "a?", " a", "a ", None, *NOT_TEXT]),
     (ACTING, "action.name", ["", long(257), "a\0b", None, *NOT_TEXT]),
     (ACTING, "action.tags", ["tag", 5, {}, ["t"] * 11, [long(65)], [5], [None], [["t"]]]),
     (["decide", "reserve"], "estimate", [None, {}, *NOT_AN_OBJECT]),

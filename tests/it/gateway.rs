@@ -865,6 +865,108 @@ async fn pages_are_filled_whatever_they_are_filtered_by() {
 }
 
 #[tokio::test]
+async fn dimensions_of_the_protocols_own_bounds_pass_and_come_back() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let dimensions = |value: &str| {
+        let all = (0..16).map(|at| (format!("key-{at}"), json!(value.repeat(256))));
+        Value::Object(all.collect())
+    };
+    for (value, comes_back) in [("x", true), ("@", true), ("名", false)] {
+        let mut asked = reservation(1);
+        asked["subject"]["dimensions"] = dimensions(value);
+        asked["action"]["tags"] = json!(["a", "b"]);
+        let metadata = (0..60).map(|at| (format!("m{at}"), json!("text")));
+        asked["metadata"] = Value::Object(metadata.collect());
+        let held = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(held.status, 200, "{held:?}");
+        let path = format!("/v1/reservations/{}", id(&held.body));
+        let read = agent.call(&world, &path, None).await;
+        let (given, back) = (
+            &asked["subject"]["dimensions"],
+            &read.body["subject"]["dimensions"],
+        );
+        // What there is no room for is told as scopes say it.
+        match comes_back {
+            true => assert_eq!(back, given),
+            false => assert!(
+                back["key-0"]
+                    .as_str()
+                    .is_some_and(|v| v.starts_with("sha256-"))
+            ),
+        }
+        assert_eq!(read.body["metadata"], asked["metadata"]);
+        let asked = asked.as_object_mut().expect("an object");
+        let amount = asked.remove("estimate").expect("an amount");
+        let decide = json!({
+            "idempotency_key": unique("decide"), "subject": asked["subject"],
+            "action": asked["action"], "estimate": amount,
+        });
+        let decided = agent.call(&world, "/v1/decide", Some(&decide)).await;
+        assert_eq!(decided.status, 200, "{decided:?}");
+        let mut event = decide.clone();
+        let event = event.as_object_mut().expect("an object");
+        event.remove("estimate");
+        event.insert("actual".into(), amount);
+        event.insert("metadata".into(), json!({"long": "x".repeat(4_000)}));
+        let event = Value::Object(event.clone());
+        let applied = agent.call(&world, "/v1/events", Some(&event)).await;
+        assert_eq!(applied.status, 201, "{applied:?}");
+    }
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn errors_speak_of_the_protocols_own_fields() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let message = async |path: &str, body: Option<&Value>| {
+        let refused = agent.call(&world, path, body).await;
+        assert_eq!(refused.said().0 / 100, 4, "{refused:?}");
+        refused.body["message"].as_str().expect("a text").to_owned()
+    };
+    const NAME: &str = "must be 1 to 128 characters of a-z, A-Z, 0-9, '_', '.', '-'";
+    for (query, field) in [
+        ("/v1/reservations?tenant=BAD!", "tenant"),
+        ("/v1/balances?tenant=BAD!", "tenant"),
+        ("/v1/reservations?agent=*", "agent"),
+        ("/v1/reservations?agent=%00", "agent"),
+        ("/v1/balances?workspace=*", "workspace"),
+        ("/v1/balances?toolset=%00", "toolset"),
+    ] {
+        let wanted = format!("Validation failed: {field}: {NAME}");
+        assert_eq!(message(query, None).await, wanted, "{query}");
+    }
+    let mut asked = reservation(1);
+    asked["ttl_ms"] = 1.into();
+    let wanted = "Validation failed: ttl_ms: must be 1000 to 86400000 milliseconds";
+    assert_eq!(message("/v1/reservations", Some(&asked)).await, wanted);
+    asked["ttl_ms"] = 60_000.into();
+    let held = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+    asked["estimate"]["amount"] = 2.into();
+    let wanted = "the idempotency key was used for another request: estimate differs";
+    assert_eq!(message("/v1/reservations", Some(&asked)).await, wanted);
+    let path = format!("/v1/reservations/{}/extend", id(&held.body));
+    let mut extend = json!({"idempotency_key": "e", "extend_by_ms": 1_000});
+    agent.call(&world, &path, Some(&extend)).await;
+    extend["extend_by_ms"] = 2_000.into();
+    let wanted = "the idempotency key was used for another request: extend_by_ms differs";
+    assert_eq!(message(&path, Some(&extend)).await, wanted);
+    for kind in ["a*b", " a", "a?", &"x".repeat(65)] {
+        let mut asked = reservation(1);
+        asked["action"]["kind"] = kind.into();
+        let wanted = "Validation failed: action.kind: must be 1 to 64 characters without control \
+                      characters, '*', '?' and spaces around it";
+        assert_eq!(message("/v1/reservations", Some(&asked)).await, wanted);
+    }
+    let mut asked = reservation(1);
+    let metadata = (0..61).map(|at| (format!("m{at}"), json!(at)));
+    asked["metadata"] = Value::Object(metadata.collect());
+    let wanted = "Validation failed: metadata: must be at most 60 entries";
+    assert_eq!(message("/v1/reservations", Some(&asked)).await, wanted);
+}
+
+#[tokio::test]
 async fn the_numbers_of_a_refusal_are_numbers() {
     const POOR: &str = "
 budgets:

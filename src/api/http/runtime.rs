@@ -119,9 +119,9 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
     let (action, of_action) = translate::action(asked.action)?;
     let mut metadata = translate::metadata(asked.metadata)?;
-    metadata.extend(of_subject);
     metadata.extend(of_action);
     metadata.extend([translate::kept_key(&asked.idempotency_key)]);
+    of_subject.keep(&mut metadata);
     let dry_run = asked.dry_run.unwrap_or(false);
     let unit = asked.estimate.unit;
     let message = proto::ReserveRequest {
@@ -349,8 +349,8 @@ async fn create_event(State(gateway): State<Gateway>, call: Call, body: Body) ->
     let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
     let (action, of_action) = translate::action(asked.action)?;
     let mut metadata = translate::record_metadata(asked.metadata);
-    metadata.extend(of_subject);
     metadata.extend(of_action);
+    of_subject.keep(&mut metadata);
     let unit = asked.actual.unit;
     let tenant = subject.tenant.clone();
     let message = proto::RecordRequest {

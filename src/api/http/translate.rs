@@ -11,7 +11,7 @@ use super::strict::{Free, given, kept};
 use super::wire;
 use crate::api::fields::{MAP_BYTES_MAX, MAP_KEY_MAX, MAP_MAX, VALUE_MAX};
 use crate::domain::id::Name;
-use crate::domain::request::Digest;
+use crate::domain::request::{Digest, action_name};
 use crate::domain::scope::dimension_key;
 use crate::proto;
 
@@ -19,14 +19,17 @@ use crate::proto;
 const TAGS: &str = "cycles.tags";
 /// ... the idempotency key as text, ...
 const KEY: &str = "cycles.idempotency_key";
-/// ... dimensions as they were given, where a scope can't say them, ...
+/// ... dimensions as they were given, where a scope can't say them; what is too long for one
+/// value goes on under `cycles.dimensions.1` and so on, ...
 const DIMENSIONS: &str = "cycles.dimensions";
 /// ... and how many fields did not fit into a record of what has happened already.
 const LEFT_OUT: &str = "cycles.left_out";
 /// What names of the caller's own may not begin with.
 const RESERVED: &str = "cycles.";
-/// Most of these names in one record.
+/// Places for these names: dimensions have two, enough for the protocol's longest in ASCII.
 const KEPT_MAX: usize = 4;
+/// Most names of the caller's own.
+const METADATA_MAX: usize = MAP_MAX - KEPT_MAX;
 const DIMENSIONS_MAX: usize = 16;
 const DIMENSION_CHARS_MAX: usize = 256;
 const TAGS_MAX: usize = 10;
@@ -178,12 +181,46 @@ pub(super) fn time(name: &str, text: Option<&String>) -> Result<Option<wkt::Time
     }))
 }
 
-/// Who acts; in the key's tenant where none is named. And what is to be kept of it in the
-/// metadata.
-pub(super) fn subject(
-    subject: wire::Subject,
-    own: &str,
-) -> Result<(proto::Subject, HashMap<String, String>), Fault> {
+/// Dimensions as they were given, where the subject does not say them.
+#[derive(Debug, Default)]
+pub(super) struct Given(Option<String>);
+
+impl Given {
+    /// Keeps them in a record's metadata, as far as there is room: they are only given back
+    /// from it, so that nothing is refused for them.
+    pub(super) fn keep(self, metadata: &mut HashMap<String, String>) {
+        let text = self.0.unwrap_or_default();
+        let mut parts = Vec::new();
+        let mut rest = text.as_str();
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.floor_char_boundary(VALUE_MAX));
+            parts.push((dimensions_part(parts.len()), part.to_owned()));
+            rest = after;
+        }
+        let of = |(name, part): (&String, &String)| name.len() + part.len();
+        let bytes: usize = metadata.iter().map(of).sum();
+        let more: usize = parts.iter().map(|(name, part)| of((name, part))).sum();
+        if metadata.len() + parts.len() <= MAP_MAX && bytes + more <= MAP_BYTES_MAX {
+            metadata.extend(parts);
+        }
+    }
+
+    /// What [`Self::keep`] kept, taken out again.
+    fn take(metadata: &mut HashMap<String, String>) -> Option<BTreeMap<String, String>> {
+        let parts = (0..).map_while(|part| metadata.remove(&dimensions_part(part)));
+        serde_json::from_str(&parts.collect::<String>()).ok()
+    }
+}
+
+fn dimensions_part(part: usize) -> String {
+    match part {
+        0 => DIMENSIONS.to_owned(),
+        part => format!("{DIMENSIONS}.{part}"),
+    }
+}
+
+/// Who acts; in the key's tenant where none is named.
+pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<(proto::Subject, Given), Fault> {
     let wire::Subject {
         tenant,
         workspace,
@@ -226,7 +263,6 @@ pub(super) fn subject(
     if subject.tenant.is_empty() {
         own.clone_into(&mut subject.tenant);
     }
-    let mut kept = HashMap::new();
     let dimensions = dimensions.unwrap_or_default();
     if dimensions.len() > DIMENSIONS_MAX {
         return Err(Fault::field("subject.dimensions", "at most 16 entries"));
@@ -250,11 +286,11 @@ pub(super) fn subject(
         }
     }
     let as_given = |(key, value): (&String, &String)| subject.dimensions.get(key) == Some(value);
-    if !dimensions.iter().all(as_given) {
-        let text = serde_json::to_string(&dimensions).unwrap_or_default();
-        kept.insert(DIMENSIONS.to_owned(), text);
-    }
-    Ok((subject, kept))
+    let kept = match dimensions.iter().all(as_given) {
+        true => None,
+        false => serde_json::to_string(&dimensions).ok(),
+    };
+    Ok((subject, Given(kept)))
 }
 
 /// The levels that a subject names, from the root down.
@@ -300,8 +336,11 @@ pub(super) fn action(
     action: wire::Action,
 ) -> Result<(proto::Action, HashMap<String, String>), Fault> {
     let wire::Action { kind, name, tags } = action;
-    if kind.trim().is_empty() || kind.chars().count() > KIND_CHARS_MAX {
-        return Err(Fault::field("action.kind", "1 to 64 characters"));
+    if kind.chars().count() > KIND_CHARS_MAX || action_name(&kind).is_err() {
+        return Err(Fault::field(
+            "action.kind",
+            "1 to 64 characters without control characters, '*', '?' and spaces around it",
+        ));
     }
     let mut kept = HashMap::new();
     if let Some(tags) = tags.filter(|tags| !tags.is_empty()) {
@@ -324,6 +363,10 @@ pub(super) fn action(
 /// The caller's metadata.
 pub(super) fn metadata(given: Option<Free>) -> Result<HashMap<String, String>, Fault> {
     let metadata: HashMap<_, _> = kept(given.unwrap_or_default()).collect();
+    if metadata.len() > METADATA_MAX {
+        let wants = format!("at most {METADATA_MAX} entries");
+        return Err(Fault::field("metadata", &wants));
+    }
     match metadata.keys().find(|name| name.starts_with(RESERVED)) {
         Some(name) => Err(Fault::field(
             &format!("metadata.{name}"),
@@ -349,7 +392,7 @@ pub(super) fn record_metadata(given: Option<Free>) -> HashMap<String, String> {
         let fits = !name.is_empty()
             && name.len() <= MAP_KEY_MAX
             && value.len() <= VALUE_MAX
-            && fitting.len() + KEPT_MAX < MAP_MAX
+            && fitting.len() < METADATA_MAX
             && bytes + name.len() + value.len() <= MAP_BYTES_MAX
             && !name.contains('\0')
             && !value.contains('\0')
@@ -514,8 +557,7 @@ pub(super) fn reservation(
     let tags = metadata.remove(TAGS);
     let tags = tags.and_then(|tags| serde_json::from_str(&tags).ok());
     let idempotency_key = metadata.remove(KEY);
-    let dimensions = metadata.remove(DIMENSIONS);
-    let dimensions = dimensions.and_then(|text| serde_json::from_str(&text).ok());
+    let dimensions = Given::take(&mut metadata);
     let metadata: serde_json::Map<_, _> = metadata
         .into_iter()
         .map(|(name, text)| (name, given(&text)))
