@@ -357,6 +357,10 @@ BAD_FIELDS = [
     (ACTING, "action.kind", ["", long(65), "a\0b", "a*", "a?", " a", "a ", None, *NOT_TEXT]),
     (ACTING, "action.name", ["", long(257), "a\0b", None, *NOT_TEXT]),
     (ACTING, "action.tags", ["tag", 5, {}, ["t"] * 11, [long(65)], [5], [None], [["t"]]]),
+    (ACTING, "action.policy_keys", [
+        {"host": 5}, {"surprise": "x"}, {"custom": {"a": 5}}, {"custom": ["a"]},
+        {"custom": {f"k{n}": "v" for n in range(9)}}, *NOT_AN_OBJECT,
+    ]),
     (["decide", "reserve"], "estimate", [None, {}, *NOT_AN_OBJECT]),
     (["decide", "reserve"], "estimate.amount", NOT_AN_AMOUNT),
     (["decide", "reserve"], "estimate.unit", ["CALLS", "tokens", "DOLLARS", None, *NOT_AN_ENUM]),
@@ -367,6 +371,7 @@ BAD_FIELDS = [
     (["reserve"], "grace_period_ms", [60_001, *NOT_A_COUNT]),
     (["reserve"], "dry_run", ["true", "", 0, 1, [], {}]),
     (["reserve", "event"], "overage_policy", ["reject", *NOT_AN_ENUM]),
+    (["reserve"], "observe_mode", ["observe", *NOT_AN_ENUM]),
     (["extend"], "extend_by_ms", [0, 86_400_001, None, *NOT_A_COUNT]),
     (["release"], "reason", NOT_TEXT),
     (["commit", "event"], "metrics", NOT_AN_OBJECT),

@@ -1003,3 +1003,85 @@ budgets:
         json!(["RISK_POINTS"])
     );
 }
+
+#[tokio::test]
+async fn fields_of_the_next_version_are_taken_and_mean_something() {
+    const TO: &str = "
+policies:
+  - tenant: acme
+    rules:
+      - {id: inside, effect: RULE_EFFECT_DENY, when: \"has(args.recipient_domain) && args.recipient_domain != 'acme.example'\"}
+      - {id: team, effect: RULE_EFFECT_DENY, when: \"has(args.custom) && args.custom.team == 'none'\"}
+";
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    provision(&world.operator, TO).await.expect("a plan");
+    let asked = |keys: Value| {
+        let mut asked = reservation(1);
+        asked["action"]["policy_keys"] = keys;
+        asked
+    };
+    for (keys, rule) in [
+        (json!({}), None),
+        (
+            json!({"recipient_domain": "acme.example", "host": "smtp"}),
+            None,
+        ),
+        (json!({"recipient_domain": "else.example"}), Some("inside")),
+        (json!({"custom": {"team": "none"}}), Some("team")),
+    ] {
+        let answer = agent
+            .call(&world, "/v1/reservations", Some(&asked(keys)))
+            .await;
+        match rule {
+            None => assert_eq!(answer.status, 200, "{answer:?}"),
+            Some(rule) => {
+                let why = &answer.body["details"]["deny_detail"];
+                assert_eq!(why["blocked_by_policy"], rule, "{answer:?}");
+            }
+        }
+    }
+    let many = (0..9).map(|at| (format!("k{at}"), json!("v")));
+    let many = json!({"custom": Value::Object(many.collect())});
+    for keys in [
+        json!({"surprise": "x"}),
+        json!({"host": 5}),
+        json!("host"),
+        many,
+    ] {
+        let refused = agent
+            .call(&world, "/v1/reservations", Some(&asked(keys)))
+            .await;
+        assert_eq!(refused.said(), (400, "INVALID_REQUEST"));
+    }
+    // What is observed is answered as a question, whatever `dry_run` says.
+    let before = root(&world.operator).await;
+    for (keys, decision) in [
+        (json!({}), "ALLOW"),
+        (json!({"recipient_domain": "x"}), "DENY"),
+    ] {
+        let mut observed = asked(keys);
+        observed["observe_mode"] = "OBSERVE".into();
+        let answer = agent
+            .call(&world, "/v1/reservations", Some(&observed))
+            .await;
+        assert_eq!(
+            (answer.status, &answer.body["decision"]),
+            (200, &json!(decision))
+        );
+        assert!(answer.body.get("reservation_id").is_none(), "{answer:?}");
+    }
+    assert_eq!(root(&world.operator).await, before);
+    for mode in ["ENFORCE", "DISABLED"] {
+        let mut enforced = asked(json!({}));
+        enforced["observe_mode"] = mode.into();
+        let answer = agent
+            .call(&world, "/v1/reservations", Some(&enforced))
+            .await;
+        assert!(
+            answer.body["reservation_id"].is_string(),
+            "{mode}: {answer:?}"
+        );
+    }
+    world.database.assert_intact();
+}

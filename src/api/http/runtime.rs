@@ -122,7 +122,8 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     metadata.extend(of_action);
     metadata.extend([translate::kept_key(&asked.idempotency_key)]);
     of_subject.keep(&mut metadata);
-    let dry_run = asked.dry_run.unwrap_or(false);
+    let observes = asked.observe_mode == Some(wire::ObserveMode::Observe);
+    let dry_run = asked.dry_run.unwrap_or(false) || observes;
     let unit = asked.estimate.unit;
     let message = proto::ReserveRequest {
         idempotency_key: asked.idempotency_key,

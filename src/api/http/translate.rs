@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use pbjson_types as wkt;
+use pbjson_types::value::Kind;
 use serde_json::Value;
 
 use super::problem::{Denial, Fault};
@@ -35,6 +36,7 @@ const DIMENSION_CHARS_MAX: usize = 256;
 const TAGS_MAX: usize = 10;
 const TAG_CHARS_MAX: usize = 64;
 const KIND_CHARS_MAX: usize = 64;
+const CUSTOM_KEYS_MAX: usize = 8;
 
 /// What the protocol calls a field of a message.
 pub(super) fn field(path: &str) -> String {
@@ -335,7 +337,12 @@ pub(super) fn affected_scopes<'a>(
 pub(super) fn action(
     action: wire::Action,
 ) -> Result<(proto::Action, HashMap<String, String>), Fault> {
-    let wire::Action { kind, name, tags } = action;
+    let wire::Action {
+        kind,
+        name,
+        tags,
+        policy_keys,
+    } = action;
     if kind.chars().count() > KIND_CHARS_MAX || action_name(&kind).is_err() {
         return Err(Fault::field(
             "action.kind",
@@ -355,9 +362,47 @@ pub(super) fn action(
     let action = proto::Action {
         name,
         kind,
-        arguments: None,
+        arguments: policy_keys.map(arguments).transpose()?,
     };
     Ok((action, kept))
+}
+
+/// What rules read as the arguments: callers of the protocol send no others.
+fn arguments(keys: wire::PolicyKeys) -> Result<wkt::Struct, Fault> {
+    let wire::PolicyKeys {
+        host,
+        recipient_domain,
+        resource_type,
+        path_prefix,
+        custom,
+    } = keys;
+    let custom = custom.unwrap_or_default();
+    if custom.len() > CUSTOM_KEYS_MAX {
+        let field = "action.policy_keys.custom";
+        return Err(Fault::field(field, "at most 8 entries"));
+    }
+    let text = |text: String| wkt::Value {
+        kind: Some(Kind::StringValue(text)),
+    };
+    let named = [
+        ("host", host),
+        ("recipient_domain", recipient_domain),
+        ("resource_type", resource_type),
+        ("path_prefix", path_prefix),
+    ];
+    let named = named
+        .into_iter()
+        .filter_map(|(name, key)| Some((name.to_owned(), text(key?))));
+    let mut fields: HashMap<_, _> = named.collect();
+    if !custom.is_empty() {
+        let custom = custom.into_iter().map(|(name, key)| (name, text(key)));
+        let custom = wkt::Struct {
+            fields: custom.collect(),
+        };
+        let kind = Some(Kind::StructValue(custom));
+        fields.insert("custom".to_owned(), wkt::Value { kind });
+    }
+    Ok(wkt::Struct { fields })
 }
 
 /// The caller's metadata.
@@ -572,6 +617,7 @@ pub(super) fn reservation(
             kind: action.kind,
             name: action.name,
             tags,
+            policy_keys: None,
         },
         reserved,
         created_at_ms: found.create_time.as_ref().map_or(0, millis_of),

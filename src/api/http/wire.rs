@@ -41,6 +41,25 @@ pub(super) struct Action {
     pub(super) name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) tags: Option<Vec<String>>,
+    /// Of v0.1.26.
+    #[serde(default, skip_serializing, deserialize_with = "object_or_none")]
+    pub(super) policy_keys: Option<PolicyKeys>,
+}
+
+/// What rules may look at beside the action's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PolicyKeys {
+    #[serde(default)]
+    pub(super) host: Option<String>,
+    #[serde(default)]
+    pub(super) recipient_domain: Option<String>,
+    #[serde(default)]
+    pub(super) resource_type: Option<String>,
+    #[serde(default)]
+    pub(super) path_prefix: Option<String>,
+    #[serde(default, deserialize_with = "texts_or_none")]
+    pub(super) custom: Option<BTreeMap<String, String>>,
 }
 
 /// So much of a unit.
@@ -69,6 +88,15 @@ pub(super) enum OveragePolicy {
     Reject,
     AllowIfAvailable,
     AllowWithOverdraft,
+}
+
+/// Whether a reservation is only asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub(super) enum ObserveMode {
+    Disabled,
+    Observe,
+    Enforce,
 }
 
 /// What was measured.
@@ -121,6 +149,9 @@ pub(super) struct Reserve {
     pub(super) overage_policy: Option<OveragePolicy>,
     #[serde(default)]
     pub(super) dry_run: Option<bool>,
+    /// Of v0.1.26.
+    #[serde(default, deserialize_with = "word_or_none")]
+    pub(super) observe_mode: Option<ObserveMode>,
     #[serde(default)]
     pub(super) metadata: Option<Free>,
 }
