@@ -192,10 +192,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
         expires_at_ms: answer.expire_time.as_ref().map(millis_of),
         remaining_ttl_ms: answer.remaining_ttl.as_ref().map(millis_left),
         scope_path: path,
-        reserved: Some(match dry_run {
-            true => asked.estimate,
-            false => translate::amount_of(&answer.reserved, unit),
-        }),
+        reserved: Some(translate::amount_of(&answer.reserved, unit)),
         caps: translate::caps(answer.caps),
         balances: Some(balances(&answer.balances, |shown| shown == unit)),
         ..wire::Reserved::default()
