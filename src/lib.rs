@@ -17,6 +17,7 @@ pub mod domain;
 pub mod engine;
 mod explain;
 pub mod metrics;
+mod panics;
 mod policy;
 pub mod server;
 pub mod store;

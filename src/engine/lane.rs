@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::cache::{Bounds, Cache, ROWS_KEPT};
 use super::queue::{Job, Queue};
-use super::supervise::caught;
 use super::wait::Waits;
 use super::{EngineError, RETRY_AFTER, Written, now};
 use crate::domain::answer::Answer;
@@ -32,6 +31,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::state::{Applied, Needs, TenantState};
 use crate::domain::time::Timestamp;
 use crate::metrics::{Metrics, Redone};
+use crate::panics::caught;
 use crate::store::{Head, HeadWrite, Store, StoreError, TenantWrite, batch, hot};
 
 /// Most turns that are left to others before a batch is taken, as long as each brings

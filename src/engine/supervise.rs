@@ -1,10 +1,8 @@
-//! Panics: what the process can't do without goes on after one.
+//! What the process can't do without goes on after a panic.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
+
+use crate::panics::caught;
 
 /// Between a panic and the next beginning.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -16,27 +14,6 @@ pub(super) async fn supervised<F: Future<Output = ()>>(task: &'static str, begin
         tracing::error!(task, panic, "a task panicked and begins anew");
         tokio::time::sleep(PAUSE).await;
     }
-}
-
-/// Awaits some work; a panic in it becomes its text. What the work can change and others
-/// see must be thrown away then, or be whole after a panic.
-pub(super) async fn caught<F: Future>(work: F) -> Result<F::Output, String> {
-    let mut work = pin!(work);
-    std::future::poll_fn(move |cx| {
-        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Ok),
-            Err(panic) => Poll::Ready(Err(text(&*panic))),
-        }
-    })
-    .await
-}
-
-fn text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("a panic without a text").to_owned()
 }
 
 #[cfg(test)]
@@ -55,16 +32,5 @@ mod tests {
         })
         .await;
         assert_eq!(begun.load(Ordering::Relaxed), 3);
-    }
-
-    #[tokio::test]
-    async fn a_panic_is_told_by_its_text() {
-        let work = async {
-            tokio::task::yield_now().await;
-            panic!("{} is broken", "it");
-        };
-        let told: Result<(), String> = caught(work).await;
-        assert_eq!(told, Err("it is broken".to_owned()));
-        assert_eq!(caught(async { 7 }).await, Ok(7));
     }
 }
