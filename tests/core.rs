@@ -766,3 +766,49 @@ fn what_is_used_too_much_after_a_period_is_owed_in_the_next_one() {
     );
     check(&run);
 }
+
+#[test]
+fn what_is_known_late_falls_where_it_was_held_and_is_owed_once() {
+    let mut run = Run::new(true);
+    let seconds = |hour: i64, seconds: i64| {
+        Timestamp::from_micros(1_700_002_800_000_000 + (hour * 3_600 + seconds) * 1_000_000)
+    };
+    let mut apply = |at, step: &Step, made: &[ReservationId], now| {
+        let command = command(at, step, made, now).expect("a command");
+        let outcome = run.apply(&command, now);
+        check(&run);
+        let hours = run.rows.balances.values().filter(|b| b.budget.0 == 2);
+        let used: Vec<_> = hours.map(|b| (b.spent.get(), b.debt.get())).collect();
+        (outcome, used)
+    };
+    let reserve = |points| Step::Reserve {
+        agent: 0,
+        points,
+        tokens: None,
+        policy: Some(OveragePolicy::AllowWithOverdraft),
+        again: false,
+    };
+    // Ten of one hour and ten of the next one, not settled in time.
+    let (held, _) = apply(0, &reserve(10), &[], seconds(0, -30));
+    let made = [held.expect("a hold").lease.expect("a lease").reservation];
+    let more = Step::Extend {
+        of: 0,
+        by: 60,
+        more: Some(10),
+    };
+    apply(1, &more, &made, seconds(0, 1)).0.expect("more");
+    let (opened, _) = apply(2, &reserve(0), &[], seconds(1, 1));
+    opened.expect("a third hour");
+    let record = |points| Step::RecordExpired { of: 0, points };
+    // 41 are 21 more than was held; the limit is 20, in however many hours it was held.
+    let (refused, used) = apply(3, &record(41), &made, seconds(1, 2));
+    assert!(
+        matches!(refused, Err(Refusal::OverdraftLimitExceeded { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(used, [(0, 0), (0, 0), (0, 0)]);
+    let (recorded, used) = apply(4, &record(35), &made, seconds(1, 2));
+    let charged = recorded.expect("a record").charged;
+    assert_eq!(charged.get(Unit::RiskPoints), Amount::new(35).ok());
+    assert_eq!(used, [(10, 0), (10, 0), (0, 15)]);
+}

@@ -289,9 +289,24 @@ impl TenantState {
         let subject = self.config.placed(&ask.subject, &ask.action).into_owned();
         let key = ActivityKey::of(&subject, &ask.action.name);
         let window = self.config.tenant.settings.activity_window.get();
-        let decision = self.tip.seq;
         self.activity_mut(key)
             .note(judged.verdict.decision(), now, window);
+        self.escalate(&ask.subject, &ask.action, judged, origin, now);
+    }
+
+    /// After a recorded decision: raises the incidents that rules call for.
+    pub(super) fn escalate(
+        &mut self,
+        of: &Arc<Subject>,
+        action: &Arc<Action>,
+        judged: &Judged,
+        origin: &Origin,
+        now: Timestamp,
+    ) {
+        let subject = self.config.placed(of, action).into_owned();
+        let key = ActivityKey::of(&subject, &action.name);
+        let window = self.config.tenant.settings.activity_window.get();
+        let decision = self.tip.seq;
         for by in &judged.escalating {
             let activity = self.activity_mut(key);
             if !activity.raise(&by.name(), now, window) {
@@ -309,8 +324,8 @@ impl TenantState {
             let scope = scope.filter(|_| by.rule.freeze && !stands && freezes.len() < FREEZES_MAX);
             let tenant = self.config.tenant.id.clone();
             let mut body = Body::new(tenant, EntryKind::Incident).from_origin(origin);
-            body.subject = Some(ask.subject.clone());
-            body.action = Some(ask.action.clone());
+            body.subject = Some(of.clone());
+            body.action = Some(action.clone());
             body.incident = Some(Incident {
                 rule: by.reference(),
                 decision,
@@ -330,15 +345,15 @@ impl TenantState {
         }
     }
 
-    /// The ladder for what an Extend asks for more. Answers the verdict and, if
-    /// it permits, the lines with the hold on them.
+    /// The ladder for what an Extend asks for more. Answers what was decided and, if it
+    /// permits, the lines with the hold on them.
     pub(super) fn decide_more(
         &self,
         reservation: &Reservation,
         additional: &Amounts,
         lapses_at: Timestamp,
         now: Timestamp,
-    ) -> Result<(Verdict, Vec<Line>, Vec<Line>), Refusal> {
+    ) -> Result<(Judged, Vec<Line>), Refusal> {
         let case = Case {
             subject: &self
                 .config
@@ -355,11 +370,11 @@ impl TenantState {
             arguments: Asked::Unknown,
         };
         let judged = self.judge(case, now)?;
-        if !judged.verdict.permits() {
-            return Ok((judged.verdict, judged.lines, Vec::new()));
-        }
-        let held = hold(&judged.lines, additional, lapses_at)?;
-        Ok((judged.verdict, judged.lines, held))
+        let held = match judged.verdict.permits() {
+            true => hold(&judged.lines, additional, lapses_at)?,
+            false => Vec::new(),
+        };
+        Ok((judged, held))
     }
 
     fn body_of_ask(

@@ -53,24 +53,28 @@ impl TenantState {
         let expires_at = extended(&reservation, request.by, bounded, now)?;
         let lapses_at = expires_at.saturating_add(reservation.grace);
 
-        let mut verdict = Verdict::Allow;
+        let (mut verdict, mut more) = (Verdict::Allow, None);
         if !request.additional.is_empty() {
-            let (decided, lines, held) =
+            let (decided, held) =
                 self.decide_more(&reservation, &request.additional, lapses_at, now)?;
-            if !decided.permits() {
+            body.explanation = decided.explanation.clone();
+            if !decided.verdict.permits() {
                 self.must_know(Some(key))?;
-                body = said(body, &decided);
-                body.movements = self.looked_at(&lines);
+                body = said(body, &decided.verdict);
+                body.movements = self.looked_at(&decided.lines);
                 let movements = body.movements.clone();
                 let seq = self.append(body, now);
+                let (subject, action) = (&reservation.subject, &reservation.action);
+                self.escalate(subject, action, &decided, origin, now);
                 return Ok(Answer {
                     lease: Some(lease(&reservation, now)),
                     balances: self.views(&movements),
                     seq: Some(seq),
-                    ..Answer::new(decided)
+                    ..Answer::new(decided.verdict)
                 });
             }
-            verdict = decided;
+            verdict = decided.verdict.clone();
+            more = Some(decided);
             check_tranches(&reservation, &request.additional, &held)?;
             // From here on nothing can fail.
             let tranche = self.keep_holds(&held, &mut body, now);
@@ -89,6 +93,10 @@ impl TenantState {
         let movements = body.movements.clone();
         let seq = self.append(body, now);
         self.pin(Some(key));
+        if let Some(decided) = &more {
+            let (subject, action) = (&reservation.subject, &reservation.action);
+            self.escalate(subject, action, decided, origin, now);
+        }
         let answer = Answer {
             lease: Some(lease(&reservation, now)),
             balances: self.views(&movements),

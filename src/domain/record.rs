@@ -8,7 +8,7 @@ use super::ledger::{Body, EntryKind, Request};
 use super::line::Line;
 use super::refusal::Refusal;
 use super::request::{Origin, OveragePolicy, Record, RecordOf};
-use super::reservation::{Reservation, SettlementKind};
+use super::reservation::{Reservation, SettlementKind, Tranche};
 use super::scope::Subject;
 use super::settle::{Account, charge_overage};
 use super::state::TenantState;
@@ -69,23 +69,40 @@ impl TenantState {
         }
         let seq = Sequence(self.next_seq().0 + lines.iter().filter(|l| l.writes()).count() as i64);
         for (unit, amount) in amounts.iter() {
-            let mut of_unit: Vec<_> = accounts
-                .iter_mut()
-                .filter(|account| account.budget.unit == unit)
-                .collect();
-            if of_unit.is_empty() {
-                continue;
+            let (mut charged, mut uncovered) = (Amount::ZERO, Amount::ZERO);
+            let mut is_counted = false;
+            for (part, held_by) in parts(expired.as_ref(), unit, amount) {
+                let mut of_unit: Vec<_> = accounts
+                    .iter_mut()
+                    .filter(|account| account.budget.unit == unit)
+                    .filter(|account| {
+                        held_by.is_none_or(|tranche| tranche.is_on(account.before.no))
+                    })
+                    .collect();
+                if of_unit.is_empty() {
+                    continue;
+                }
+                is_counted = true;
+                if policy == OveragePolicy::Reject {
+                    must_cover(&of_unit, unit, part)?;
+                }
+                let overage = charge_overage(&mut of_unit, unit, part, policy, seq)?;
+                // What one part owes counts against the limit of the next.
+                self.move_debt_on(&mut accounts)?;
+                charged = charged
+                    .checked_add(overage.charged)
+                    .ok_or(Refusal::AmountOverflow)?;
+                uncovered = uncovered
+                    .checked_add(overage.uncovered)
+                    .ok_or(Refusal::AmountOverflow)?;
             }
-            if policy == OveragePolicy::Reject {
-                must_cover(&of_unit, unit, amount)?;
+            if is_counted {
+                body.charged.set(unit, charged);
             }
-            let overage = charge_overage(&mut of_unit, unit, amount, policy, seq)?;
-            body.charged.set(unit, overage.charged);
-            if overage.uncovered > Amount::ZERO {
-                body.uncovered.set(unit, overage.uncovered);
+            if uncovered > Amount::ZERO {
+                body.uncovered.set(unit, uncovered);
             }
         }
-        self.move_debt_on(&mut accounts)?;
         // From here on nothing can fail.
         for line in &lines {
             self.keep(line, now);
@@ -177,6 +194,30 @@ impl TenantState {
             .collect();
         Ok((lines, accounts))
     }
+}
+
+/// What of a use falls on which balances: of an expired reservation, as if it had been
+/// committed, each tranche's up to what it held, and the rest on the last one.
+fn parts(
+    expired: Option<&Reservation>,
+    unit: Unit,
+    amount: Amount,
+) -> Vec<(Amount, Option<&Tranche>)> {
+    let tranches = expired.into_iter().flat_map(|of| &of.tranches);
+    let mut holding = tranches
+        .filter_map(|tranche| Some((tranche.amounts.get(unit)?, tranche)))
+        .peekable();
+    if holding.peek().is_none() {
+        return vec![(amount, None)];
+    }
+    let (mut left, mut parts) = (amount, Vec::new());
+    while let Some((held, tranche)) = holding.next() {
+        let is_last = holding.peek().is_none();
+        let part = if is_last { left } else { held.min(left) };
+        left = left.saturating_sub(part);
+        parts.push((part, Some(tranche)));
+    }
+    parts
 }
 
 /// With Cycles' rules a budget that is stopped takes no use either; scope by scope from

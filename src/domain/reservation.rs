@@ -40,6 +40,13 @@ fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
+impl Tranche {
+    /// Whether it holds on a balance.
+    pub fn is_on(&self, balance: BalanceNo) -> bool {
+        self.holds.iter().any(|hold| hold.0 == balance)
+    }
+}
+
 /// Most tranches of one reservation.
 pub const TRANCHES_MAX: usize = 16;
 

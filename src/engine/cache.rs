@@ -91,11 +91,6 @@ impl Cache {
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        self.tenants.clear();
-        self.rows = 0;
-    }
-
     /// After a batch: counts anew what is kept of its tenants. Where all together is too
     /// much, first keys are forgotten, which only repeated requests need, then those
     /// tenants that were not asked about for longest.
@@ -110,7 +105,8 @@ impl Cache {
                 self.rows += cached.rows;
             }
         }
-        if self.rows > self.bounds.rows {
+        let keys_went = self.rows > self.bounds.rows;
+        if keys_went {
             self.rows = 0;
             for cached in self.tenants.values_mut() {
                 cached.state.forget_keys();
@@ -118,16 +114,21 @@ impl Cache {
                 self.rows += cached.rows;
             }
         }
-        if self.rows > self.bounds.rows || self.tenants.len() > self.bounds.tenants {
+        // Where little would be gained by keys alone, it would have to be done again soon.
+        if self.rows > self.bounds.rows / 4 * 3 && keys_went
+            || self.tenants.len() > self.bounds.tenants
+        {
             self.forget_coldest();
         }
     }
 
-    /// Down to half of the bounds, so that it is rarely done.
+    /// Down to half of the bounds, so that it is rarely done; but what is in use now stays,
+    /// however much it is.
     fn forget_coldest(&mut self) {
         let mut by_use: Vec<(u64, TenantId)> = self
             .tenants
             .iter()
+            .filter(|(_, cached)| cached.used < self.batches)
             .map(|(tenant, cached)| (cached.used, tenant.clone()))
             .collect();
         by_use.sort_unstable();
@@ -216,8 +217,22 @@ mod tests {
         }
         let counted: usize = cache.tenants.values().map(|cached| cached.rows).sum();
         assert_eq!(counted, cache.rows);
-        cache.clear();
-        assert_eq!(cache.rows, 0);
+    }
+
+    #[test]
+    fn what_is_in_use_stays_however_much_it_is() {
+        let mut cache = Cache::new(Bounds {
+            tenants: 100,
+            rows: 1_000,
+        });
+        insert(&mut cache, &tenant(0));
+        insert(&mut cache, &tenant(1));
+        use_it(&mut cache, &tenant(0), 0, 100);
+        for _ in 0..3 {
+            use_it(&mut cache, &tenant(1), 0, 1_500);
+            assert!(cache.contains(&tenant(1)));
+        }
+        assert!(!cache.contains(&tenant(0)), "others make room");
     }
 
     #[test]

@@ -14,7 +14,8 @@ use crate::domain::ledger::{Body, EntryKind, KeyRecord, Request};
 use crate::domain::refusal::Refusal;
 use crate::domain::request::Digest;
 use crate::domain::time::Timestamp;
-use crate::store::{StoreError, batch, hot, keys, provisioning};
+use crate::store::keys::{self, FoundKeys};
+use crate::store::{StoreError, batch, hot, provisioning};
 
 /// How long a key is taken from the cache: a revoked one is refused by every
 /// server after this time.
@@ -79,18 +80,36 @@ impl Cache {
         due
     }
 
-    fn put(&self, at: Instant, ids: Vec<KeyId>, found: Vec<StoredKey>) {
+    /// Keeps what was found, and answers one of them. One that can't be read is not kept:
+    /// it is looked up by itself each time, and keeps nobody waiting.
+    fn put(
+        &self,
+        at: Instant,
+        ids: Vec<KeyId>,
+        found: FoundKeys,
+        wanted: &KeyId,
+    ) -> Result<Option<StoredKey>, EngineError> {
+        let FoundKeys { keys, unreadable } = found;
         let mut found: HashMap<KeyId, StoredKey> =
-            found.into_iter().map(|key| (key.id.clone(), key)).collect();
+            keys.into_iter().map(|key| (key.id.clone(), key)).collect();
+        let own = found.get(wanted).cloned();
         let mut known = self.known();
         if known.len() + ids.len() > KEPT {
             known.clear();
         }
         for id in ids {
+            if unreadable.contains(&id) {
+                known.remove(&id);
+                continue;
+            }
             let key = found.remove(&id);
             let used = false;
             known.insert(id, Known { at, key, used });
         }
+        if unreadable.contains(wanted) {
+            return Err(EngineError::Internal);
+        }
+        Ok(own)
     }
 
     fn forget(&self, id: &KeyId) {
@@ -109,9 +128,7 @@ impl Engine {
             Cached::Unknown => {
                 let (began, ids) = (Instant::now(), vec![id.clone()]);
                 let found = self.0.store.find_keys(&ids).await?;
-                let own = found.first().cloned();
-                cache.put(began, ids, found);
-                return Ok(own);
+                return cache.put(began, ids, found, id);
             }
         }
         let came = Instant::now();
@@ -125,24 +142,16 @@ impl Engine {
             return Err(error.clone());
         }
         let began = Instant::now();
-        let mut due = cache.due(id);
+        let due = cache.due(id);
         let found = match self.0.store.find_keys(&due).await {
             Ok(found) => found,
-            // One key's row that can't be read is no other's matter.
-            Err(StoreError::Corrupt(_)) if due.len() > 1 => {
-                due = vec![id.clone()];
-                self.0.store.find_keys(&due).await?
-            }
-            Err(error @ StoreError::Corrupt(_)) => return Err(error.into()),
             Err(error) => {
                 let error = EngineError::from(error);
                 *last = Some((began, error.clone()));
                 return Err(error);
             }
         };
-        let own = found.iter().find(|key| key.id == *id).cloned();
-        cache.put(began, due, found);
-        Ok(own)
+        cache.put(began, due, found, id)
     }
 
     /// A tenant's keys, oldest first.

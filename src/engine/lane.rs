@@ -8,10 +8,10 @@
 //!
 //! Tenants share a batch, not their faults: where a row can't be read, the batch is
 //! decided in halves until the fault stands alone. Whose it was is decided by itself
-//! from then on, until it goes well again. The same after a panic, which costs the
+//! from then on, until it has gone well for long. The same after a panic, which costs the
 //! batch that it happened in.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,8 +49,10 @@ const LOCKED_BATCHES: u32 = 64;
 /// How often what was taken at once is halved to find out whose fault it is. What is wrong
 /// with everybody's rows, or with the database, is not searched for longer.
 const HALVINGS: u32 = 64;
-/// Most tenants that are decided by themselves.
+/// Most tenants that are decided by themselves, ...
 const APART: usize = 4_096;
+/// ... and how many of their commands must go well before they share batches again.
+const APART_FOR: u32 = 10_000;
 
 type Outcome = Result<Answer, Refusal>;
 
@@ -78,8 +80,9 @@ pub(super) struct Worker {
     locked_batches: u32,
     /// Attempts at the batch of which the outcome is unknown.
     open: Vec<Open>,
-    /// Tenants that are decided by themselves, for the fault of which others failed too.
-    apart: HashSet<TenantId>,
+    /// Tenants that are decided by themselves, for the fault of which others failed too, and
+    /// for how many commands more: not everything that is asked of them meets the fault.
+    apart: HashMap<TenantId, u32>,
 }
 
 /// An attempt of which it is not known whether it was committed.
@@ -113,7 +116,7 @@ impl Worker {
             cache: Cache::new(Bounds::LANE),
             locked_batches: 0,
             open: Vec::new(),
-            apart: HashSet::new(),
+            apart: HashMap::new(),
         }
     }
 
@@ -192,7 +195,9 @@ impl Worker {
                     tracing::error!(panic, "a batch panicked");
                     // What it left half changed is thrown away.
                     self.conn = None;
-                    self.cache.clear();
+                    for (tenant, _) in &group {
+                        self.cache.remove(tenant);
+                    }
                     self.set_apart(&group);
                     refuse(group, &EngineError::Internal);
                 }
@@ -211,8 +216,11 @@ impl Worker {
             let _ = self.written.send((tenant, tip.seq));
         }
         for ((tenant, job), outcome) in group.into_iter().zip(done.outcomes) {
-            if !self.apart.is_empty() {
-                self.apart.remove(&tenant);
+            if let Some(more) = self.apart.get_mut(&tenant) {
+                *more -= 1;
+                if *more == 0 {
+                    self.apart.remove(&tenant);
+                }
             }
             let _ = job.reply.send(outcome.map_err(EngineError::from));
         }
@@ -223,7 +231,7 @@ impl Worker {
         if self.apart.len() >= APART {
             self.apart.clear();
         }
-        let tenants = group.iter().map(|(tenant, _)| tenant.clone());
+        let tenants = group.iter().map(|(tenant, _)| (tenant.clone(), APART_FOR));
         self.apart.extend(tenants);
     }
 
@@ -549,7 +557,7 @@ impl Worker {
 
 /// Splits what was taken: those decided together last, each that stays apart before them,
 /// as they are to be taken from the end.
-fn groups(jobs: Group, apart: &HashSet<TenantId>) -> Vec<Group> {
+fn groups(jobs: Group, apart: &HashMap<TenantId, u32>) -> Vec<Group> {
     if jobs.is_empty() {
         return Vec::new();
     }
@@ -559,7 +567,7 @@ fn groups(jobs: Group, apart: &HashSet<TenantId>) -> Vec<Group> {
     let mut alone: BTreeMap<TenantId, Group> = BTreeMap::new();
     let mut together = Vec::with_capacity(jobs.len());
     for (tenant, job) in jobs {
-        if apart.contains(&tenant) {
+        if apart.contains_key(&tenant) {
             let own = alone.entry(tenant.clone()).or_default();
             own.push((tenant, job));
         } else {
@@ -644,7 +652,7 @@ mod tests {
 
     #[tokio::test]
     async fn whose_fault_it_was_is_decided_alone_and_after_the_others() {
-        let apart = HashSet::from([tenant("b"), tenant("d"), tenant("z")]);
+        let apart = HashMap::from(["b", "d", "z"].map(|name| (tenant(name), 1)));
         let mut groups = groups(jobs("abcdb"), &apart);
         let taken: Vec<String> = std::iter::from_fn(|| Some(said(&groups.pop()?))).collect();
         assert_eq!(taken, ["a0 c2", "d3", "b1 b4"]);

@@ -38,16 +38,36 @@ fn stored_key(row: &PgRow) -> Result<StoredKey, StoreError> {
     })
 }
 
+/// Keys that were looked up: one that can't be read is no other's matter.
+#[derive(Debug, Default)]
+pub struct FoundKeys {
+    /// Those that exist.
+    pub keys: Vec<StoredKey>,
+    /// Those that exist and can't be read.
+    pub unreadable: Vec<KeyId>,
+}
+
 impl Store {
     /// Those of some keys that exist.
-    pub async fn find_keys(&self, ids: &[KeyId]) -> Result<Vec<StoredKey>, StoreError> {
+    pub async fn find_keys(&self, ids: &[KeyId]) -> Result<FoundKeys, StoreError> {
         let ids: Vec<&str> = ids.iter().map(KeyId::as_str).collect();
         let rows = sqlx::query("/* find_keys */ SELECT * FROM api_keys WHERE key_id = ANY($1)")
             .bind(ids)
             .fetch_all(&self.pool)
             .await
             .map_err(sort)?;
-        rows.iter().map(stored_key).collect()
+        let mut found = FoundKeys::default();
+        for row in &rows {
+            match stored_key(row) {
+                Ok(key) => found.keys.push(key),
+                Err(error) => {
+                    let id = KeyId::parse(column(row, "key_id")?)?;
+                    tracing::error!(%error, key = %id, "a key can't be read");
+                    found.unreadable.push(id);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// A tenant's keys, oldest first.

@@ -3,7 +3,8 @@
 //! **Locks.** Every write begins with the heads of its tenants, in the order of the
 //! bytes of their names, whatever the database's collation is; what else it touches
 //! belongs to these tenants. So writers wait for each other, never in a circle. What
-//! is changed without heads is one row at a time, or skips rows that are locked.
+//! is changed without heads is on tables that no such write locks, one row at a time, or
+//! skips rows that are locked.
 //!
 //! **The fence.** A write moves each head's `fence` from the value that it was
 //! decided upon. If one of them has moved, the whole statement fails and nothing

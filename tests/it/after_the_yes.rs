@@ -38,6 +38,7 @@ policies:
       - {id: prod, match: {tools: [deploy], environments: ['prod*']}, effect: RULE_EFFECT_REQUIRE_APPROVAL}
       - {id: whom, match: {tools: [call]}, when: \"actor == 'mallory' && amounts.RISK_POINTS > 5\", effect: RULE_EFFECT_DENY}
       - {id: large, match: {tools: [pay]}, when: 'amounts.RISK_POINTS > 100', effect: RULE_EFFECT_DENY}
+      - {id: runaway, match: {tools: [crawl]}, when: 'amounts.RISK_POINTS > 100', effect: RULE_EFFECT_ESCALATE, freeze: true}
       - {id: away, match: {tools: [send]}, when: \"args.to == 'ext' && amounts.RISK_POINTS > 100\", effect: RULE_EFFECT_DENY}
 ";
     provision(&world.operator, document).await.expect("a plan");
@@ -96,6 +97,17 @@ policies:
     assert_eq!(told(&send), "ALLOW");
     let more = extend(&world.operator, &send.reservation_id, 1).await;
     assert_eq!(verdict(&more), "POLICY_ERROR");
+
+    // What would stop an agent stops it here too, until an operator lifts it.
+    let crawl = reserved("crawl", Context::default()).await;
+    let more = extend(&world.operator, &crawl.reservation_id, 96).await;
+    assert_eq!(verdict(&more), "SCOPE_FROZEN");
+    let incidents = "SELECT count(*) FROM ledger WHERE kind = 'INCIDENT'";
+    assert_eq!(world.database.count(incidents).await, 1);
+    assert_eq!(
+        told(&reserved("call", Context::default()).await),
+        "SCOPE_FROZEN"
+    );
     world.database.assert_intact();
 }
 

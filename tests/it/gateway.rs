@@ -542,7 +542,7 @@ async fn resolve(world: &World, id: &Value, approve: bool) {
 }
 
 #[tokio::test]
-async fn what_a_person_has_approved_stays_granted_under_its_key() {
+async fn what_a_person_has_approved_is_granted_under_its_key_while_it_is_held_or_used() {
     let world = World::start().await;
     let mut agent = Agent::of(&world).await;
     // A key that may act and not read is told its own grants too.
@@ -550,19 +550,28 @@ async fn what_a_person_has_approved_stays_granted_under_its_key() {
     provision(&world.operator, ASKS).await.expect("a plan");
     for end in ["COMMITTED", "RELEASED", "EXPIRED"] {
         let mut asked = reservation(3);
-        (asked["ttl_ms"], asked["grace_period_ms"]) = (1_000.into(), 0.into());
+        let ttl_ms = if end == "EXPIRED" { 1_000 } else { 60_000 };
+        (asked["ttl_ms"], asked["grace_period_ms"]) = (ttl_ms.into(), 0.into());
         let first = agent.call(&world, "/v1/reservations", Some(&asked)).await;
         assert_eq!(first.said(), (409, "BUDGET_EXCEEDED"));
         assert_eq!(first.body["details"]["reason_code"], "APPROVAL_REQUIRED");
         let again = agent.call(&world, "/v1/reservations", Some(&asked)).await;
         assert_eq!(again.body["details"], first.body["details"]);
         resolve(&world, &first.body["details"]["approval_id"], true).await;
+        if end == "EXPIRED" {
+            // Nobody has heard the yes, and nothing is held any more.
+            tokio::time::sleep(Duration::from_millis(1_100)).await;
+            let after = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+            assert_eq!(after.said(), (409, "BUDGET_EXCEEDED"));
+            assert_eq!(after.body["details"]["reason_code"], "RESERVATION_EXPIRED");
+            continue;
+        }
         let granted = agent.call(&world, "/v1/reservations", Some(&asked)).await;
         assert_eq!(granted.status, 200, "{granted:?}");
         assert!(granted.has_replayed());
         assert_eq!(granted.body["decision"], "ALLOW");
         let left = granted.body["remaining_ttl_ms"].as_i64().expect("a lease");
-        assert!((1..=1_000).contains(&left), "{left} ms");
+        assert!((1..=60_000).contains(&left), "{left} ms");
         // Another request under the key is none that anybody approved.
         let mut other = asked.clone();
         other["estimate"]["amount"] = 4.into();
@@ -574,18 +583,22 @@ async fn what_a_person_has_approved_stays_granted_under_its_key() {
                 let path = format!("{path}/commit");
                 agent.call(&world, &path, Some(&actual(2))).await.status
             }
-            "RELEASED" => {
+            _ => {
                 let path = format!("{path}/release");
                 let body = json!({"idempotency_key": unique("release")});
                 agent.call(&world, &path, Some(&body)).await.status
             }
-            _ => {
-                tokio::time::sleep(Duration::from_millis(1_100)).await;
-                200
-            }
         };
         assert_eq!(settled, 200);
         let after = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        if end == "RELEASED" {
+            assert_eq!(after.said(), (409, "BUDGET_EXCEEDED"));
+            assert_eq!(
+                after.body["details"]["reason_code"],
+                "RESERVATION_FINALIZED"
+            );
+            continue;
+        }
         assert_eq!(after.status, 200, "{end}: {after:?}");
         assert!(after.has_replayed());
         let wanted = {

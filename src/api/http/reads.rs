@@ -428,7 +428,8 @@ async fn page(
     let before = place.map(|place| fields.take("page_token", ReservationId::parse(place)));
     let (page, mut before) = fields.finish(Some((page, before.flatten())))?;
     let now = engine.now();
-    let at_once = match wanted.is_plain() {
+    // Mostly all rows of the first query fit: what waits for a person does not.
+    let mut at_once = match wanted.is_plain() {
         true => page.fetch(),
         false => READ_AT_ONCE,
     };
@@ -473,7 +474,7 @@ async fn page(
                 return Ok((rows, page.token(&last.to_string())));
             }
             _ if is_last => return Ok((rows, String::new())),
-            _ => {}
+            _ => at_once = READ_AT_ONCE,
         }
     }
 }

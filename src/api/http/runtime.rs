@@ -228,8 +228,25 @@ async fn since_asked(
         None | Some(ApprovalState::Pending) => return Ok(None),
         Some(ApprovalState::Approved) => {
             let found = engine.reservation(&tenant, id).await;
-            let found = found.map_err(Status::from)?;
-            return Ok(found.map(|found| answers::reservation(&found, engine.now())));
+            let Some(found) = found.map_err(Status::from)? else {
+                return Ok(None);
+            };
+            let found = answers::reservation(&found, engine.now());
+            match found.state() {
+                // This may be the first time that the caller hears of it: a yes must be of
+                // something that is held, or was used already.
+                proto::ReservationState::Active | proto::ReservationState::Committed => {
+                    return Ok(Some(found));
+                }
+                proto::ReservationState::Released => (
+                    "RESERVATION_FINALIZED",
+                    "it was approved, and then released",
+                ),
+                _ => (
+                    "RESERVATION_EXPIRED",
+                    "it was approved, and not used in time",
+                ),
+            }
         }
         Some(ApprovalState::Rejected) => ("APPROVAL_REJECTED", "a person has refused it"),
         Some(ApprovalState::Expired) => ("APPROVAL_EXPIRED", "nobody approved it in time"),
@@ -241,7 +258,7 @@ async fn since_asked(
     let mut fault = Fault::new(
         StatusCode::CONFLICT,
         "BUDGET_EXCEEDED",
-        format!("{how}: nothing is reserved under this idempotency key"),
+        format!("{how}: nothing is held under this idempotency key"),
     );
     let fix = "ask again under another idempotency key";
     fault.detail("reason_code", code);
