@@ -80,8 +80,8 @@ pub enum Verdict {
     Allow,
     /// It may, within caps.
     AllowWithCaps(Caps),
-    /// It may once a person has approved it.
-    RequireApproval(Denial),
+    /// It may once a person has approved it, and then within these caps.
+    RequireApproval(Denial, Caps),
     /// It may not.
     Deny(Denial),
 }
@@ -93,12 +93,11 @@ impl Verdict {
             reasons: body.reasons.clone(),
             retry_after: body.retry_after_us.map(Duration::from_micros),
         };
+        let caps = || body.caps.clone().unwrap_or_default();
         match body.decision {
             Some(Decision::Deny) => Self::Deny(denial()),
-            Some(Decision::RequireApproval) => Self::RequireApproval(denial()),
-            Some(Decision::AllowWithCaps) => {
-                Self::AllowWithCaps(body.caps.clone().unwrap_or_default())
-            }
+            Some(Decision::RequireApproval) => Self::RequireApproval(denial(), caps()),
+            Some(Decision::AllowWithCaps) => Self::AllowWithCaps(caps()),
             Some(Decision::Allow) | None => Self::Allow,
         }
     }
@@ -108,7 +107,7 @@ impl Verdict {
         match self {
             Self::Allow => Decision::Allow,
             Self::AllowWithCaps(_) => Decision::AllowWithCaps,
-            Self::RequireApproval(_) => Decision::RequireApproval,
+            Self::RequireApproval(..) => Decision::RequireApproval,
             Self::Deny(_) => Decision::Deny,
         }
     }
@@ -122,7 +121,8 @@ impl Verdict {
     pub fn caps(&self) -> Option<&Caps> {
         match self {
             Self::AllowWithCaps(caps) => Some(caps),
-            _ => None,
+            Self::RequireApproval(_, caps) => Some(caps).filter(|caps| !caps.is_empty()),
+            Self::Allow | Self::Deny(_) => None,
         }
     }
 
@@ -130,7 +130,7 @@ impl Verdict {
     pub fn reasons(&self) -> &[Reason] {
         match self {
             Self::Allow | Self::AllowWithCaps(_) => &[],
-            Self::RequireApproval(denial) | Self::Deny(denial) => &denial.reasons,
+            Self::RequireApproval(denial, _) | Self::Deny(denial) => &denial.reasons,
         }
     }
 
@@ -138,7 +138,7 @@ impl Verdict {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Allow | Self::AllowWithCaps(_) => None,
-            Self::RequireApproval(denial) | Self::Deny(denial) => denial.retry_after,
+            Self::RequireApproval(denial, _) | Self::Deny(denial) => denial.retry_after,
         }
     }
 }

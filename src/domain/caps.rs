@@ -46,9 +46,14 @@ impl Caps {
         least(&mut self.max_tokens, other.max_tokens);
         least(&mut self.max_steps_remaining, other.max_steps_remaining);
         self.cooldown_ms = self.cooldown_ms.max(other.cooldown_ms);
+        // Where there is an allow list it alone counts, so that it must not have what the
+        // other one denies.
         self.tool_allowlist = match (&self.tool_allowlist, &other.tool_allowlist) {
             (Some(own), Some(other)) if own != other => Some(common(own, other)),
-            (own, other) => own.clone().or_else(|| other.clone()),
+            (Some(own), Some(_)) => Some(own.clone()),
+            (Some(own), None) => Some(without(own, &other.tool_denylist)),
+            (None, Some(allowed)) => Some(without(allowed, &self.tool_denylist)),
+            (None, None) => None,
         };
         if self.tool_denylist.is_empty() {
             self.tool_denylist = other.tool_denylist.clone();
@@ -61,22 +66,35 @@ impl Caps {
     }
 }
 
+/// What of some names and globs is not denied by others. A glob of which only some names are
+/// denied stays: their exact names count before it.
+fn without(allowed: &Arc<[Box<str>]>, denied: &[Box<str>]) -> Arc<[Box<str>]> {
+    if denied.is_empty() {
+        return allowed.clone();
+    }
+    let is_denied = covered_by(denied);
+    let left = allowed.iter().filter(|name| !is_denied(name));
+    left.cloned().collect()
+}
+
+/// Whether a name, or all that a glob stands for, is among some names and globs.
+fn covered_by(outer: &[Box<str>]) -> impl Fn(&str) -> bool {
+    let names: HashSet<&str> = outer.iter().map(|name| &**name).collect();
+    let globs: Vec<WildMatch> = outer
+        .iter()
+        .filter(|name| name.contains('*'))
+        .map(|glob| WildMatch::new(glob))
+        .collect();
+    // A glob that matches another's text contains it: only a `*` takes its `*`.
+    move |name| names.contains(name) || globs.iter().any(|glob| glob.matches(name))
+}
+
 /// What is in both lists of names and globs. Two globs of which neither contains the other
 /// leave nothing: no glob says what they have in common.
 fn common(one: &[Box<str>], other: &[Box<str>]) -> Arc<[Box<str>]> {
-    fn within<'a>(inner: &'a [Box<str>], outer: &[Box<str>]) -> impl Iterator<Item = &'a Box<str>> {
-        let names: HashSet<&str> = outer.iter().map(|name| &**name).collect();
-        let globs: Vec<WildMatch> = outer
-            .iter()
-            .filter(|name| name.contains('*'))
-            .map(|glob| WildMatch::new(glob))
-            .collect();
-        // A glob that matches another's text contains it: only a `*` takes its `*`.
-        inner.iter().filter(move |name| {
-            names.contains(&***name) || globs.iter().any(|glob| glob.matches(name))
-        })
-    }
-    let both = within(one, other).chain(within(other, one));
+    let (in_one, in_other) = (covered_by(one), covered_by(other));
+    let of_one = one.iter().filter(|name| in_other(name));
+    let both = of_one.chain(other.iter().filter(|name| in_one(name)));
     let mut seen = HashSet::new();
     both.filter(|name| seen.insert(&***name)).cloned().collect()
 }
@@ -136,5 +154,39 @@ mod tests {
         assert_eq!(both(&["a", "b*"], &["b*", "a"]), tools(&["a", "b*"]));
         assert_eq!(both(&["search"], &["send"]), tools(&[]));
         assert_eq!(both(&["*_prod"], &["deploy_*"]), tools(&[]));
+    }
+
+    #[test]
+    fn what_one_denies_the_other_does_not_allow() {
+        let allows = |names| Caps {
+            tool_allowlist: Some(tools(names)),
+            ..Caps::default()
+        };
+        let denies = |names| Caps {
+            tool_denylist: tools(names),
+            ..Caps::default()
+        };
+        for (allowed, denied, left) in [
+            (&["deploy", "look"][..], &["deploy"][..], &["look"][..]),
+            (&["deploy"], &["deploy"], &[]),
+            (&["db.read", "db.*"], &["db.*"], &[]),
+            // Some of them: what is named counts before the glob.
+            (&["db.*"], &["db.drop"], &["db.*"]),
+        ] {
+            let (mut one, mut other) = (allows(allowed), denies(denied));
+            one.tighten(&denies(denied));
+            other.tighten(&allows(allowed));
+            for caps in [one, other] {
+                assert_eq!(caps.tool_allowlist, Some(tools(left)));
+                assert_eq!(caps.tool_denylist, tools(denied));
+            }
+        }
+        // Lists that belong together are as they were meant.
+        let mut both = Caps {
+            tool_denylist: tools(&["db.*"]),
+            ..allows(&["db.read"])
+        };
+        both.tighten(&allows(&["*"]));
+        assert_eq!(both.tool_allowlist, Some(tools(&["db.read"])));
     }
 }

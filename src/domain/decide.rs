@@ -136,7 +136,7 @@ impl TenantState {
             return Ok(answer);
         };
         body = self.told(body, ask, &judged);
-        let waits = matches!(judged.verdict, Verdict::RequireApproval(_));
+        let waits = matches!(judged.verdict, Verdict::RequireApproval(..));
         if !judged.verdict.permits() && !waits {
             self.must_know(pinned_key)?;
             answer.balances = judged.lines.iter().map(Line::view).collect();

@@ -212,16 +212,17 @@ impl TenantState {
         }
         let approving = ruling.approving.iter();
         waits.extend(approving.map(|by| by.reason(ReasonCode::ApprovalRequired)));
-        if !waits.is_empty() {
-            return Ok(Verdict::RequireApproval(Denial {
-                reasons: waits,
-                retry_after: None,
-            }));
-        }
         let mut caps = ruling.caps.clone();
         caps.tighten(&narrowing.caps);
         if let Some(binding) = binding {
             self.config.tighten(&mut caps, binding);
+        }
+        if !waits.is_empty() {
+            let denial = Denial {
+                reasons: waits,
+                retry_after: None,
+            };
+            return Ok(Verdict::RequireApproval(denial, caps));
         }
         Ok(if caps.is_empty() {
             Verdict::Allow

@@ -146,12 +146,6 @@ pub fn redecide(
         }
         let approving = ruling.approving.iter();
         waits.extend(approving.map(|by| by.reason(ReasonCode::ApprovalRequired)));
-        if !waits.is_empty() {
-            return Verdict::RequireApproval(Denial {
-                reasons: waits,
-                retry_after: None,
-            });
-        }
         if let Some(binding) = &binding {
             let thresholds = lines
                 .iter()
@@ -163,6 +157,13 @@ pub fn redecide(
                 }
             }
             config.tighten(&mut caps, binding);
+        }
+        if !waits.is_empty() {
+            let denial = Denial {
+                reasons: waits,
+                retry_after: None,
+            };
+            return Verdict::RequireApproval(denial, caps);
         }
         if caps.is_empty() {
             Verdict::Allow

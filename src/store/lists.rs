@@ -141,10 +141,13 @@ impl Store {
             Some((_, id)) => self.reservation(tenant, id).await?.map(|r| r.reserve_seq.0),
             None => None,
         };
+        // Row by row, whatever the planner knows of a tenant that is new: OFFSET keeps it from
+        // reading all of a tenant's reservations for each of its entries.
         let rows = sqlx::query(
             "/* reservations */
              SELECT r.* FROM ledger l
-             JOIN reservations r ON r.tenant_id = l.tenant_id AND r.reservation_id = l.reservation_id
+             CROSS JOIN LATERAL (SELECT * FROM reservations of
+                 WHERE of.tenant_id = $1 AND of.reservation_id = l.reservation_id OFFSET 0) r
              WHERE l.tenant_id = $1 AND l.kind = 'RESERVE' AND l.decision <> 'DENY' AND l.seq < $2
                AND ($3::text IS NULL
                     OR CASE WHEN r.state IN ('ACTIVE', 'PENDING_APPROVAL') AND r.lapses_us < $5

@@ -278,8 +278,12 @@ def test_the_audit_log_is_searched_by_key_and_request(tenant):
     assert logs(error_code="BUDGET_FROZEN,BUDGET_EXCEEDED") == ["DECIDE"]
     assert logs(error_code="BUDGET_FROZEN") == logs(key_id="nobody") == []
     assert logs(to="9999-12-31T23:59:59Z") == logs()
+    rows = done(call("GET", "/v1/admin/audit/logs", tenant_id=tenant.name))["logs"]
+    at = rows[0]["timestamp"]
+    assert logs(to=at, **{"from": at})[0] == "DECIDE", "both ends are within"
+    assert logs(trace_id=asked.headers["x-cycles-trace-id"].upper()) == ["DECIDE"]
     for left_out in [{"status": "200"}, {"status_min": "400"}, {"resource_type": "budget"},
-                     {"search": "x"}]:
+                     {"search": "x"}, {"sort_by": "timestamp"}, {"sort_dir": "asc"}]:
         answer = call("GET", "/v1/admin/audit/logs", tenant_id=tenant.name, **left_out)
         is_error(answer, 501, "NOT_IMPLEMENTED", about=[*left_out][0])
 

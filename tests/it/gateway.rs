@@ -521,7 +521,7 @@ impl Agent {
 const ASKS: &str = "
 policies:
   - tenant: acme
-    rules: [{id: ask, effect: RULE_EFFECT_REQUIRE_APPROVAL, approval_timeout: 2s, match: {tools: [act]}}]
+    rules: [{id: ask, effect: RULE_EFFECT_REQUIRE_APPROVAL, approval_timeout: 4s, match: {tools: [act]}}]
 ";
 
 /// Decides as a person does.
@@ -630,7 +630,7 @@ async fn what_nobody_approved_says_how_it_ended() {
                 let released = agent.call(&world, &path, Some(&body)).await;
                 assert_eq!(released.status, 200, "{released:?}");
             }
-            _ => tokio::time::sleep(Duration::from_millis(2_100)).await,
+            _ => tokio::time::sleep(Duration::from_millis(4_100)).await,
         }
         let after = agent.call(&world, "/v1/reservations", Some(&asked)).await;
         assert_eq!(after.said(), (409, "BUDGET_EXCEEDED"), "{end}");
@@ -1097,4 +1097,76 @@ policies:
         );
     }
     world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn what_the_catalogue_adds_is_shown_beside_nothing() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let document = "
+budgets:
+  - {scope: 'tenant:acme', unit: UNIT_RISK_POINTS, allocation: 1000}
+  - {scope: 'tenant:acme', unit: UNIT_USD_MICROCENTS, allocation: 1000}
+  - {scope: 'tenant:acme', unit: UNIT_TOKENS, allocation: 1000,
+     thresholds: [{from_basis_points: 0, caps: {max_tokens: '9'}}]}
+tools:
+  - {tenant: acme, name: act, level: ACTION_LEVEL_EXECUTE, tier: 3,
+     costs: [{unit: UNIT_RISK_POINTS, value: 20}]}
+";
+    provision(&world.operator, document).await.expect("a plan");
+    let asks = |dry_run: bool| {
+        let mut asked = reservation(7);
+        asked["estimate"]["unit"] = "USD_MICROCENTS".into();
+        asked["dry_run"] = dry_run.into();
+        asked
+    };
+    let seven = json!({"unit": "USD_MICROCENTS", "amount": 7});
+    for dry_run in [true, false] {
+        let asked = asks(dry_run);
+        let held = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(held.body["reserved"], seven, "{held:?}");
+        assert_eq!(held.body["caps"]["max_tokens"], 9);
+        if dry_run {
+            continue;
+        }
+        let path = format!("/v1/reservations/{}", id(&held.body));
+        let read = agent.call(&world, &path, None).await;
+        assert_eq!(read.body["reserved"], seven, "{read:?}");
+        let body = json!({"idempotency_key": unique("release")});
+        let path = format!("{path}/release");
+        let released = agent.call(&world, &path, Some(&body)).await;
+        assert_eq!(released.body["released"], seven, "{released:?}");
+    }
+    // The points of what is asked in points are at least the catalogue's, also when it is
+    // only asked about.
+    let mut asked = reservation(1);
+    asked["estimate"]["unit"] = "RISK_POINTS".into();
+    asked["dry_run"] = true.into();
+    let would = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+    assert_eq!(would.body["reserved"]["amount"], 20, "{would:?}");
+
+    // Caps hold for what waits, too, once it is approved.
+    provision(&world.operator, ASKS).await.expect("a plan");
+    let asked = asks(false);
+    let waits = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+    resolve(&world, &waits.body["details"]["approval_id"], true).await;
+    let granted = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+    assert_eq!(granted.body["decision"], "ALLOW_WITH_CAPS", "{granted:?}");
+    assert_eq!(granted.body["caps"]["max_tokens"], 9);
+    world.database.assert_intact();
+}
+
+#[tokio::test]
+async fn a_customer_is_the_same_in_capitals() {
+    let world = World::start().await;
+    let agent = Agent::of(&world).await;
+    let each = "budgets: [{scope: 'tenant:acme/customer:*', unit: UNIT_TOKENS, allocation: 10}]";
+    provision(&world.operator, each).await.expect("a plan");
+    for (customer, status) in [("jane@acme.example", 200), ("Jane@ACME.example", 409)] {
+        let mut asked = reservation(10);
+        asked["estimate"]["unit"] = "TOKENS".into();
+        asked["subject"]["dimensions"] = json!({"customer": customer});
+        let answer = agent.call(&world, "/v1/reservations", Some(&asked)).await;
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
 }

@@ -132,15 +132,19 @@ pub(super) fn amount_of(amounts: &[proto::Amount], unit: wire::Unit) -> wire::Am
     }
 }
 
-/// The first amount in a unit that the protocol knows. Reservations of its callers have
-/// one; of other callers' it can show no more.
+/// The amount in a unit that the protocol knows. Its callers estimate in one, and the
+/// catalogue adds risk points to it; of other callers' reservations no more can be shown.
 pub(super) fn only_amount(amounts: &[proto::Amount]) -> Option<wire::Amount> {
-    amounts.iter().find_map(|amount| {
-        Some(wire::Amount {
-            unit: known_unit(amount.unit)?,
-            amount: amount.value,
+    let known = || {
+        amounts.iter().filter_map(|amount| {
+            Some(wire::Amount {
+                unit: known_unit(amount.unit)?,
+                amount: amount.value,
+            })
         })
-    })
+    };
+    let estimated = known().find(|amount| amount.unit != wire::Unit::RiskPoints);
+    estimated.or_else(|| known().next())
 }
 
 pub(super) fn overage_policy(policy: Option<wire::OveragePolicy>) -> i32 {
@@ -278,7 +282,8 @@ pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<(proto::Subje
         let coordinate = match Name::parse(value) {
             Ok(_) => value.clone(),
             // Takes part in scopes all the same: a budget for each value holds for it.
-            Err(_) => format!("sha256-{}", Digest::of(value.as_bytes())),
+            // Case is ignored in scopes.
+            Err(_) => format!("sha256-{}", Digest::of(value.to_lowercase().as_bytes())),
         };
         // No scope can say any other name, so that no budget can hang on it.
         let told = dimension_key(&name).is_ok();

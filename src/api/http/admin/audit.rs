@@ -28,6 +28,8 @@ pub(super) struct Filters {
     trace_id: Option<String>,
     request_id: Option<String>,
     search: Option<String>,
+    sort_by: Option<String>,
+    sort_dir: Option<String>,
     limit: Option<String>,
     cursor: Option<String>,
 }
@@ -142,6 +144,8 @@ pub(super) async fn list(
         ("status_min", &filters.status_min),
         ("status_max", &filters.status_max),
         ("search", &filters.search),
+        ("sort_by", &filters.sort_by),
+        ("sort_dir", &filters.sort_dir),
     ])?;
     let tenant = filters.tenant_id;
     let tenant = tenant.ok_or_else(|| Fault::field("tenant_id", "given"))?;
@@ -161,9 +165,9 @@ pub(super) async fn list(
     }
     let wanted = Wanted {
         key_id: filters.key_id,
-        trace_id: filters.trace_id,
+        trace_id: filters.trace_id.map(|id| id.to_ascii_lowercase()),
         request_id: filters.request_id,
-        resource_id: filters.resource_id,
+        resource_id: filters.resource_id.map(|id| id.to_ascii_lowercase()),
         error_code: filters.error_code,
     };
     let question = Question::new(&format!("logs\0{wanted:?}"));
@@ -171,11 +175,18 @@ pub(super) async fn list(
         let time = text.map(|text| time(field, &text)).transpose()?;
         Ok::<_, Fault>(time.map(stamp))
     };
+    // Rows show milliseconds: both ends are within.
+    let until = |field, text: Option<String>| {
+        let time = text.map(|text| time(field, &text)).transpose()?;
+        let next = jiff::SignedDuration::from_millis(1);
+        let after = |time: jiff::Timestamp| time.checked_add(next).unwrap_or(time);
+        Ok::<_, Fault>(time.map(|time| stamp(after(time))))
+    };
     let message = proto::ListEntriesRequest {
         tenant,
         kinds,
         start_time: at("from", filters.from)?,
-        end_time: at("to", filters.to)?,
+        end_time: until("to", filters.to)?,
         descending: true,
         page_size: limit(filters.limit.as_ref())?,
         page_token: question.token(filters.cursor)?,
