@@ -5,8 +5,10 @@
 //! refuses by itself is what can't be said to the services.
 
 mod admin;
+mod answered;
 mod call;
 mod edge;
+mod kept;
 mod problem;
 mod reads;
 mod runtime;

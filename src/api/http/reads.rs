@@ -9,9 +9,10 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use super::answered::{self, balances};
 use super::call::{Answer, Asker, Call};
 use super::problem::Fault;
-use super::translate::{self, balances, millis_of};
+use super::translate::{self, millis_of};
 use super::{Gateway, wire};
 use crate::api::convert::{answers, authority as words};
 use crate::api::fields::Fields;
@@ -130,7 +131,7 @@ pub(super) async fn get_reservation(
     let found = gateway.services.seen(&asker.caller, &tenant, id).await?;
     let scopes = held_scopes(&gateway, &tenant, [&found]).await?(&found);
     let found = answers::reservation(&found, gateway.services.engine().now());
-    let Some(found) = translate::reservation(found, &scopes) else {
+    let Some(found) = answered::reservation(found, &scopes) else {
         let mut fault = Fault::new(
             StatusCode::CONFLICT,
             "BUDGET_EXCEEDED",
@@ -331,9 +332,7 @@ pub(super) async fn list_reservations(
     let scopes = held_scopes(&gateway, &tenant, &found).await?;
     let reservations = found
         .iter()
-        .filter_map(|found| {
-            translate::reservation(answers::reservation(found, now), &scopes(found))
-        })
+        .filter_map(|found| answered::reservation(answers::reservation(found, now), &scopes(found)))
         .map(|row| wire::Reservation {
             idempotency_key: row.idempotency_key.or_else(|| key.clone()),
             committed: None,

@@ -10,12 +10,14 @@ use serde_json::json;
 use tonic::Status;
 use uuid::Uuid;
 
+use super::answered::{self, affected_scopes, allowed, balances};
 use super::call::{Answer, Asker, Call};
+use super::kept;
 use super::problem::Fault;
 use super::reads::{
     Done, Id, Named, OfTenant, get_reservation, list_balances, list_reservations, tenant_meant,
 };
-use super::translate::{self, affected_scopes, allowed, balances, millis_left, millis_of};
+use super::translate::{self, millis_left, millis_of};
 use super::{Gateway, wire};
 use crate::api::convert::{answers, authority as words};
 use crate::domain::approve::ApprovalState;
@@ -80,7 +82,7 @@ async fn decide(State(gateway): State<Gateway>, call: Call, body: Body) -> Done 
     let (subject, _) = translate::subject(asked.subject, asker.tenant())?;
     let (action, _) = translate::action(asked.action)?;
     // Metadata of a decision is taken and kept nowhere.
-    translate::metadata(asked.metadata)?;
+    kept::metadata(asked.metadata)?;
     let message = proto::DecideRequest {
         idempotency_key: asked.idempotency_key,
         subject: Some(subject.clone()),
@@ -96,14 +98,14 @@ async fn decide(State(gateway): State<Gateway>, call: Call, body: Body) -> Done 
     let answer = answer.into_inner();
     let (affected_scopes, path) = affected_scopes(&subject, scopes_of(&answer.balances));
     let decision = allowed(answer.decision());
-    let denial = translate::denial_of_decide(&answer, &path);
+    let denial = answered::denial_of_decide(&answer, &path);
     if decision.is_none() && denial.suspended() {
         return Err(denial.into());
     }
     let body = wire::Decided {
         decision: decision.unwrap_or(wire::Decision::Deny),
         reason_code: decision.is_none().then(|| denial.reason_code()),
-        caps: translate::caps(answer.caps),
+        caps: answered::caps(answer.caps),
         retry_after_ms: denial.retry_after_ms(),
         affected_scopes,
     };
@@ -118,9 +120,9 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
     let named = asked.subject.tenant.clone();
     let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
     let (action, of_action) = translate::action(asked.action)?;
-    let mut metadata = translate::metadata(asked.metadata)?;
+    let mut metadata = kept::metadata(asked.metadata)?;
     metadata.extend(of_action);
-    metadata.extend([translate::kept_key(&asked.idempotency_key)]);
+    metadata.extend([kept::kept_key(&asked.idempotency_key)]);
     of_subject.keep(&mut metadata);
     let observes = asked.observe_mode == Some(wire::ObserveMode::Observe);
     let dry_run = asked.dry_run.unwrap_or(false) || observes;
@@ -152,7 +154,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
             let expires_at_ms = granted.expire_time.as_ref().map(millis_of);
             let is_held = granted.state() == proto::ReservationState::Active;
             let left = expires_at_ms.map(|at| if is_held { (at - now).max(0) } else { 0 });
-            let caps = translate::caps(answer.caps);
+            let caps = answered::caps(answer.caps);
             let body = wire::Reserved {
                 decision: match caps {
                     None => wire::Decision::Allow,
@@ -171,7 +173,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
             let said = Answer::new(&body)?.decided(answer.decision_id);
             return Ok(said.recorded(granted.reserve_sequence, true));
         }
-        let denial = translate::denial_of_reserve(&answer, &path);
+        let denial = answered::denial_of_reserve(&answer, &path);
         // Only a question can be answered DENY: an agent could take a 200 for a yes.
         if !dry_run || denial.suspended() {
             return Err(denial.into());
@@ -193,7 +195,7 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
         remaining_ttl_ms: answer.remaining_ttl.as_ref().map(millis_left),
         scope_path: path,
         reserved: Some(translate::amount_of(&answer.reserved, unit)),
-        caps: translate::caps(answer.caps),
+        caps: answered::caps(answer.caps),
         balances: Some(balances(&answer.balances, |shown| shown == unit)),
         ..wire::Reserved::default()
     };
@@ -286,7 +288,7 @@ async fn commit(State(gateway): State<Gateway>, call: Call, id: Id, body: Body) 
         reservation_id: named.text(),
         actual: vec![translate::amount(asked.actual)],
         metrics: translate::metrics(asked.metrics),
-        metadata: translate::record_metadata(asked.metadata),
+        metadata: kept::record_metadata(asked.metadata),
         tenant: String::new(),
     };
     named.known(|| words::commit(message.clone(), asker.caller.tenant()).map(drop))?;
@@ -363,7 +365,7 @@ async fn create_event(State(gateway): State<Gateway>, call: Call, body: Body) ->
     let named = asked.subject.tenant.clone();
     let (subject, of_subject) = translate::subject(asked.subject, asker.tenant())?;
     let (action, of_action) = translate::action(asked.action)?;
-    let mut metadata = translate::record_metadata(asked.metadata);
+    let mut metadata = kept::record_metadata(asked.metadata);
     metadata.extend(of_action);
     of_subject.keep(&mut metadata);
     let unit = asked.actual.unit;

@@ -1,36 +1,20 @@
-//! The protocol's words for Remit's, and back.
+//! Remit's words for the protocol's: what callers ask, and what both have in common.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use pbjson_types as wkt;
 use pbjson_types::value::Kind;
 use serde_json::Value;
 
-use super::problem::{Denial, Fault};
-use super::strict::{Free, given, kept};
+use super::kept::{Given, TAGS, record_metadata};
+use super::problem::Fault;
 use super::wire;
-use crate::api::fields::{MAP_BYTES_MAX, MAP_KEY_MAX, MAP_MAX, VALUE_MAX};
 use crate::domain::id::Name;
 use crate::domain::request::{Digest, action_name};
 use crate::domain::scope::dimension_key;
 use crate::proto;
 
-/// Names of the metadata under which is kept what Remit does not know: tags, ...
-const TAGS: &str = "cycles.tags";
-/// ... the idempotency key as text, ...
-const KEY: &str = "cycles.idempotency_key";
-/// ... dimensions as they were given, where a scope can't say them; what is too long for one
-/// value goes on under `cycles.dimensions.1` and so on, ...
-const DIMENSIONS: &str = "cycles.dimensions";
-/// ... and how many fields did not fit into a record of what has happened already.
-const LEFT_OUT: &str = "cycles.left_out";
-/// What names of the caller's own may not begin with.
-const RESERVED: &str = "cycles.";
-/// Places for these names: dimensions have two, enough for the protocol's longest in ASCII.
-const KEPT_MAX: usize = 4;
-/// Most names of the caller's own.
-const METADATA_MAX: usize = MAP_MAX - KEPT_MAX;
 const DIMENSIONS_MAX: usize = 16;
 const DIMENSION_CHARS_MAX: usize = 256;
 const TAGS_MAX: usize = 10;
@@ -187,44 +171,6 @@ pub(super) fn time(name: &str, text: Option<&String>) -> Result<Option<wkt::Time
     }))
 }
 
-/// Dimensions as they were given, where the subject does not say them.
-#[derive(Debug, Default)]
-pub(super) struct Given(Option<String>);
-
-impl Given {
-    /// Keeps them in a record's metadata, as far as there is room: they are only given back
-    /// from it, so that nothing is refused for them.
-    pub(super) fn keep(self, metadata: &mut HashMap<String, String>) {
-        let text = self.0.unwrap_or_default();
-        let mut parts = Vec::new();
-        let mut rest = text.as_str();
-        while !rest.is_empty() {
-            let (part, after) = rest.split_at(rest.floor_char_boundary(VALUE_MAX));
-            parts.push((dimensions_part(parts.len()), part.to_owned()));
-            rest = after;
-        }
-        let of = |(name, part): (&String, &String)| name.len() + part.len();
-        let bytes: usize = metadata.iter().map(of).sum();
-        let more: usize = parts.iter().map(|(name, part)| of((name, part))).sum();
-        if metadata.len() + parts.len() <= MAP_MAX && bytes + more <= MAP_BYTES_MAX {
-            metadata.extend(parts);
-        }
-    }
-
-    /// What [`Self::keep`] kept, taken out again.
-    fn take(metadata: &mut HashMap<String, String>) -> Option<BTreeMap<String, String>> {
-        let parts = (0..).map_while(|part| metadata.remove(&dimensions_part(part)));
-        serde_json::from_str(&parts.collect::<String>()).ok()
-    }
-}
-
-fn dimensions_part(part: usize) -> String {
-    match part {
-        0 => DIMENSIONS.to_owned(),
-        part => format!("{DIMENSIONS}.{part}"),
-    }
-}
-
 /// Who acts; in the key's tenant where none is named.
 pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<(proto::Subject, Given), Fault> {
     let wire::Subject {
@@ -301,7 +247,7 @@ pub(super) fn subject(subject: wire::Subject, own: &str) -> Result<(proto::Subje
 }
 
 /// The levels that a subject names, from the root down.
-fn levels(subject: &proto::Subject) -> impl Iterator<Item = (&'static str, &str)> {
+pub(super) fn levels(subject: &proto::Subject) -> impl Iterator<Item = (&'static str, &str)> {
     [
         ("tenant", &subject.tenant),
         ("workspace", &subject.workspace),
@@ -313,29 +259,6 @@ fn levels(subject: &proto::Subject) -> impl Iterator<Item = (&'static str, &str)
     .into_iter()
     .filter(|(_, name)| !name.is_empty())
     .map(|(level, name)| (level, name.as_str()))
-}
-
-/// Every scope of a subject from the root down, and the scopes of balances that are none of
-/// them: with dimensions, or of fewer levels.
-pub(super) fn affected_scopes<'a>(
-    subject: &proto::Subject,
-    of_balances: impl IntoIterator<Item = &'a String>,
-) -> (Vec<String>, String) {
-    let mut scopes: Vec<String> = Vec::new();
-    for (level, name) in levels(subject) {
-        let segment = format!("{level}:{}", name.to_ascii_lowercase());
-        scopes.push(match scopes.last() {
-            None => segment,
-            Some(parent) => format!("{parent}/{segment}"),
-        });
-    }
-    let path = scopes.last().cloned().unwrap_or_default();
-    for scope in of_balances {
-        if !scopes.contains(scope) {
-            scopes.push(scope.clone());
-        }
-    }
-    (scopes, path)
 }
 
 /// What is done, and what is to be kept of it in the metadata.
@@ -410,56 +333,6 @@ fn arguments(keys: wire::PolicyKeys) -> Result<wkt::Struct, Fault> {
     Ok(wkt::Struct { fields })
 }
 
-/// The caller's metadata.
-pub(super) fn metadata(given: Option<Free>) -> Result<HashMap<String, String>, Fault> {
-    let metadata: HashMap<_, _> = kept(given.unwrap_or_default()).collect();
-    if metadata.len() > METADATA_MAX {
-        let wants = format!("at most {METADATA_MAX} entries");
-        return Err(Fault::field("metadata", &wants));
-    }
-    match metadata.keys().find(|name| name.starts_with(RESERVED)) {
-        Some(name) => Err(Fault::field(
-            &format!("metadata.{name}"),
-            "named otherwise: `cycles.` is reserved",
-        )),
-        None => Ok(metadata),
-    }
-}
-
-/// What becomes of the idempotency key in the metadata of a reservation, from where
-/// [`reservation`] answers it.
-pub(super) fn kept_key(key: &str) -> (String, String) {
-    (KEY.to_owned(), key.to_owned())
-}
-
-/// The caller's metadata on what has happened already: it must not fail for what only goes
-/// into the record, so that what does not fit is left out, and counted.
-pub(super) fn record_metadata(given: Option<Free>) -> HashMap<String, String> {
-    let mut bytes = LEFT_OUT.len() + VALUE_MAX;
-    let mut fitting = HashMap::new();
-    let mut left_out = 0_u32;
-    for (name, value) in kept(given.unwrap_or_default()) {
-        let fits = !name.is_empty()
-            && name.len() <= MAP_KEY_MAX
-            && value.len() <= VALUE_MAX
-            && fitting.len() < METADATA_MAX
-            && bytes + name.len() + value.len() <= MAP_BYTES_MAX
-            && !name.contains('\0')
-            && !value.contains('\0')
-            && !name.starts_with(RESERVED);
-        if fits {
-            bytes += name.len() + value.len();
-            fitting.insert(name, value);
-        } else {
-            left_out += 1;
-        }
-    }
-    if left_out > 0 {
-        fitting.insert(LEFT_OUT.to_owned(), left_out.to_string());
-    }
-    fitting
-}
-
 /// As much of a text as fits, in bytes.
 pub(super) fn cut(text: Option<String>, most: usize) -> String {
     let mut text = text.unwrap_or_default().replace('\0', "");
@@ -483,173 +356,4 @@ pub(super) fn metrics(metrics: Option<wire::Metrics>) -> Option<proto::Metrics> 
         model_version: cut(model_version, 128),
         custom: record_metadata(custom),
     })
-}
-
-/// The balances in some units, the protocol's own.
-pub(super) fn balances(
-    balances: &[proto::Balance],
-    shown: impl Fn(wire::Unit) -> bool,
-) -> Vec<wire::Balance> {
-    balances
-        .iter()
-        .filter_map(|balance| {
-            let unit = known_unit(balance.unit).filter(|unit| shown(*unit))?;
-            Some(self::balance(balance, unit))
-        })
-        .collect()
-}
-
-fn balance(balance: &proto::Balance, unit: wire::Unit) -> wire::Balance {
-    let of = |amount| wire::Amount { unit, amount };
-    let used = [balance.reserved, balance.spent, balance.debt]
-        .into_iter()
-        .fold(0, i64::saturating_add);
-    let leaf = balance.scope.rsplit('/').next().unwrap_or_default();
-    wire::Balance {
-        scope: leaf.to_owned(),
-        scope_path: balance.scope.clone(),
-        // Without a limit: as much as the protocol can say.
-        remaining: of(balance.remaining.unwrap_or(i64::MAX.saturating_sub(used))),
-        reserved: of(balance.reserved),
-        spent: of(balance.spent),
-        allocated: of(balance.allocated.unwrap_or(i64::MAX)),
-        debt: (balance.debt > 0).then(|| of(balance.debt)),
-        overdraft_limit: (balance.overdraft_limit > 0).then(|| of(balance.overdraft_limit)),
-        is_over_limit: balance.over_limit.then_some(true),
-    }
-}
-
-pub(super) fn caps(caps: Option<proto::Caps>) -> Option<wire::Caps> {
-    let caps = caps?;
-    // The protocol's numbers have 32 bits.
-    let number = |number: i64| number.min(i32::MAX.into());
-    let tools = |tools: Vec<String>| Some(tools).filter(|tools| !tools.is_empty());
-    Some(wire::Caps {
-        max_tokens: caps.max_tokens.map(number),
-        max_steps_remaining: caps.max_steps_remaining.map(number),
-        tool_allowlist: tools(caps.tool_allowlist),
-        tool_denylist: tools(caps.tool_denylist),
-        cooldown_ms: caps.cooldown_ms.map(number),
-    })
-}
-
-/// What the protocol calls a decision; nothing where it lets nothing happen.
-pub(super) fn allowed(decision: proto::Decision) -> Option<wire::Decision> {
-    match decision {
-        proto::Decision::Allow => Some(wire::Decision::Allow),
-        proto::Decision::AllowWithCaps => Some(wire::Decision::AllowWithCaps),
-        proto::Decision::RequireApproval | proto::Decision::Deny | proto::Decision::Unspecified => {
-            None
-        }
-    }
-}
-
-/// Why Decide lets nothing happen.
-pub(super) fn denial_of_decide(answer: &proto::DecideResponse, scope_path: &str) -> Denial {
-    Denial {
-        reasons: answer.reasons.clone(),
-        approval: None,
-        no_budget: answer.balances.is_empty(),
-        scope_path: scope_path.to_owned(),
-        retryable: answer.retryable,
-        retry_after: answer.retry_after.and_then(|after| after.try_into().ok()),
-        decision_id: answer.decision_id.clone(),
-        sequence: answer.ledger_sequence,
-        replayed: false,
-    }
-}
-
-/// Why Reserve lets nothing happen.
-pub(super) fn denial_of_reserve(answer: &proto::ReserveResponse, scope_path: &str) -> Denial {
-    Denial {
-        reasons: answer.reasons.clone(),
-        approval: answer.approval.clone(),
-        no_budget: answer.balances.is_empty(),
-        scope_path: scope_path.to_owned(),
-        retryable: answer.retryable,
-        retry_after: answer.retry_after.and_then(|after| after.try_into().ok()),
-        decision_id: answer.decision_id.clone(),
-        sequence: answer.ledger_sequence,
-        replayed: answer.replayed,
-    }
-}
-
-/// A reservation that holds or held in `scopes`; nothing for one that the protocol has no
-/// word for: it waits for a person.
-pub(super) fn reservation(
-    found: proto::Reservation,
-    scopes: &[String],
-) -> Option<wire::Reservation> {
-    let status = match found.state() {
-        proto::ReservationState::Active => wire::ReservationStatus::Active,
-        proto::ReservationState::Committed => wire::ReservationStatus::Committed,
-        // A person refused it; what it held was given back.
-        proto::ReservationState::Released | proto::ReservationState::Rejected => {
-            wire::ReservationStatus::Released
-        }
-        proto::ReservationState::Expired => wire::ReservationStatus::Expired,
-        proto::ReservationState::PendingApproval | proto::ReservationState::Unspecified => {
-            return None;
-        }
-    };
-    let finalized = matches!(
-        status,
-        wire::ReservationStatus::Committed | wire::ReservationStatus::Released
-    );
-    let subject = found.subject.unwrap_or_default();
-    let action = found.action.unwrap_or_default();
-    let (affected_scopes, scope_path) = affected_scopes(&subject, scopes);
-    let reserved = only_amount(&found.reserved).unwrap_or(wire::Amount {
-        unit: wire::Unit::Credits,
-        amount: 0,
-    });
-    let mut metadata = found.metadata;
-    let tags = metadata.remove(TAGS);
-    let tags = tags.and_then(|tags| serde_json::from_str(&tags).ok());
-    let idempotency_key = metadata.remove(KEY);
-    let dimensions = Given::take(&mut metadata);
-    let metadata: serde_json::Map<_, _> = metadata
-        .into_iter()
-        .map(|(name, text)| (name, given(&text)))
-        .collect();
-    let committed = status == wire::ReservationStatus::Committed;
-    Some(wire::Reservation {
-        reservation_id: found.reservation_id,
-        status,
-        idempotency_key,
-        subject: subject_of(subject, dimensions),
-        action: wire::Action {
-            kind: action.kind,
-            name: action.name,
-            tags,
-            policy_keys: None,
-        },
-        reserved,
-        created_at_ms: found.create_time.as_ref().map_or(0, millis_of),
-        expires_at_ms: found.expire_time.as_ref().map_or(0, millis_of),
-        scope_path,
-        affected_scopes,
-        committed: committed.then(|| amount_of(&found.committed, reserved.unit)),
-        finalized_at_ms: found
-            .settle_time
-            .as_ref()
-            .filter(|_| finalized)
-            .map(millis_of),
-        metadata: Some(metadata).filter(|metadata| !metadata.is_empty()),
-    })
-}
-
-/// `given` are its dimensions where they are kept as they were given.
-fn subject_of(subject: proto::Subject, given: Option<BTreeMap<String, String>>) -> wire::Subject {
-    let name = |name: String| Some(name).filter(|name| !name.is_empty());
-    let dimensions = given.unwrap_or_else(|| subject.dimensions.into_iter().collect());
-    wire::Subject {
-        tenant: name(subject.tenant),
-        workspace: name(subject.workspace),
-        app: name(subject.app),
-        workflow: name(subject.workflow),
-        agent: name(subject.agent),
-        toolset: name(subject.toolset),
-        dimensions: Some(dimensions).filter(|dimensions| !dimensions.is_empty()),
-    }
 }

@@ -9,7 +9,7 @@ use super::super::call::{Answer, Asker, Call};
 use super::super::problem::Fault;
 use super::super::runtime::fresh_key;
 use super::super::strict::{Free, object, object_or_none, word, word_or_none};
-use super::super::{Gateway, translate, wire};
+use super::super::{Gateway, answered, translate, wire};
 use super::{Done, Params, Question, iso, limit, must_be_absent, params, tenants};
 use crate::domain::permission::Permission;
 use crate::domain::request::Digest;
@@ -97,7 +97,7 @@ pub(super) fn worded(balance: &proto::Balance) -> Option<BudgetLedger> {
     let unit = translate::known_unit(balance.unit)?;
     let of = |amount| wire::Amount { unit, amount };
     let first = balance.scope.split('/').next().unwrap_or_default();
-    let shown = translate::balances(std::slice::from_ref(balance), |_| true).pop()?;
+    let shown = answered::balances(std::slice::from_ref(balance), |_| true).pop()?;
     let place = format!(
         "budget\0{}\0{}",
         balance.scope,
