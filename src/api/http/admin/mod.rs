@@ -7,6 +7,7 @@ mod audit;
 mod budgets;
 mod funding;
 mod keys;
+mod lists;
 mod tenants;
 
 use std::convert::Infallible;
@@ -55,14 +56,14 @@ pub(super) fn routes() -> Router<Gateway> {
         .route(
             "/v1/admin/budgets",
             post(budgets::create)
-                .get(budgets::list)
+                .get(lists::list)
                 .patch(budgets::update),
         )
         .route("/v1/admin/budgets/lookup", get(budgets::look_up))
         .route("/v1/admin/budgets/fund", post(funding::fund))
         .route("/v1/admin/budgets/freeze", post(budgets::freeze))
         .route("/v1/admin/budgets/unfreeze", post(budgets::unfreeze))
-        .route("/v1/balances", get(budgets::balances))
+        .route("/v1/balances", get(lists::balances))
         .route("/v1/auth/introspect", get(introspect))
         .route("/v1/admin/audit/logs", get(audit::list));
     for path in [
