@@ -709,18 +709,22 @@ fn the_largest_credit_is_refused_rather_than_left_to_overflow_later() {
     check(&run);
 }
 
-#[test]
-fn what_is_used_too_much_after_a_period_is_owed_in_the_next_one() {
-    let mut run = Run::new(true);
-    let hour = Timestamp::from_micros(1_700_002_800_000_000);
-    let before = Timestamp::from_micros(hour.as_micros() - 30_000_000);
-    let reserve = |points| Step::Reserve {
+/// A Reserve whose use may become debt.
+fn reserve(points: i64) -> Step {
+    Step::Reserve {
         agent: 0,
         points,
         tokens: None,
         policy: Some(OveragePolicy::AllowWithOverdraft),
         again: false,
-    };
+    }
+}
+
+#[test]
+fn what_is_used_too_much_after_a_period_is_owed_in_the_next_one() {
+    let mut run = Run::new(true);
+    let hour = Timestamp::from_micros(1_700_002_800_000_000);
+    let before = Timestamp::from_micros(hour.as_micros() - 30_000_000);
     let apply = |run: &mut Run, at, step: &Step, made: &[ReservationId], now| {
         let command = command(at, step, made, now).expect("a command");
         let answer = run.apply(&command, now).expect("an answer");
@@ -780,13 +784,6 @@ fn what_is_known_late_falls_where_it_was_held_and_is_owed_once() {
         let hours = run.rows.balances.values().filter(|b| b.budget.0 == 2);
         let used: Vec<_> = hours.map(|b| (b.spent.get(), b.debt.get())).collect();
         (outcome, used)
-    };
-    let reserve = |points| Step::Reserve {
-        agent: 0,
-        points,
-        tokens: None,
-        policy: Some(OveragePolicy::AllowWithOverdraft),
-        again: false,
     };
     // Ten of one hour and ten of the next one, not settled in time.
     let (held, _) = apply(0, &reserve(10), &[], seconds(0, -30));

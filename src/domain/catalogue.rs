@@ -115,16 +115,21 @@ impl Pattern {
     /// where one's beginning begins with the other's, and one's end ends with the other's:
     /// whatever stands between fits between the stars.
     pub fn overlaps(&self, other: &Self) -> bool {
-        match (self.text.split_once('*'), other.text.split_once('*')) {
-            (Some((own, _)), Some((others, _))) => {
-                let ends = |text: &str| text.rsplit('*').next().unwrap_or_default().to_owned();
-                let (own_end, others_end) = (ends(&self.text), ends(&other.text));
-                (own.starts_with(others) || others.starts_with(own))
-                    && (own_end.ends_with(&others_end) || others_end.ends_with(&own_end))
+        match (self.around_stars(), other.around_stars()) {
+            (Some((head, tail)), Some((other_head, other_tail))) => {
+                (head.starts_with(other_head) || other_head.starts_with(head))
+                    && (tail.ends_with(other_tail) || other_tail.ends_with(tail))
             }
             (None, _) => other.matches(&self.text),
             (_, None) => self.matches(&other.text),
         }
+    }
+
+    /// What stands before the first `*` of a glob, and after the last one.
+    fn around_stars(&self) -> Option<(&str, &str)> {
+        let (head, _) = self.text.split_once('*')?;
+        let (_, tail) = self.text.rsplit_once('*')?;
+        Some((head, tail))
     }
 
     /// Whether a name is it, or is one of those that it stands for.
@@ -405,6 +410,26 @@ mod tests {
         assert_eq!(&*lists(1).allowed, ["read_user".into()]);
         assert_eq!(&*lists(3).denied, ["deploy".into()]);
         assert_eq!(lists(5).denied.len(), 0);
+    }
+
+    #[test]
+    fn globs_overlap_where_some_name_is_of_both() {
+        let pattern = |text| Pattern::parse(text).expect("a pattern");
+        for (one, other, overlap) in [
+            ("deploy_*", "*_prod", true),
+            ("deploy_*", "deploy_prod_*", true),
+            ("a*b*c", "a*c", true),
+            ("deploy_*", "send_*", false),
+            ("*_prod", "*_test", false),
+            ("deploy_*", "deploy_prod", true),
+            ("deploy_*", "send", false),
+            ("send", "send", true),
+            ("send", "read", false),
+        ] {
+            let (one, other) = (pattern(one), pattern(other));
+            assert_eq!(one.overlaps(&other), overlap, "{one} {other}");
+            assert_eq!(other.overlaps(&one), overlap, "{other} {one}");
+        }
     }
 
     #[test]

@@ -172,11 +172,11 @@ impl TenantState {
             };
             accounts[at].after.charge(Amount::ZERO, debt)?;
             let owed = accounts[at].after.debt;
-            let mut earlier = accounts.iter_mut().filter_map(|a| a.later.as_mut());
-            earlier
-                .by_ref()
-                .filter(|later| later.no == no)
-                .for_each(|later| later.debt = owed);
+            for later in accounts.iter_mut().filter_map(|a| a.later.as_mut()) {
+                if later.no == no {
+                    later.debt = owed;
+                }
+            }
         }
         Ok(())
     }

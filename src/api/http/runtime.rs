@@ -204,8 +204,8 @@ async fn reserve(State(gateway): State<Gateway>, call: Call, body: Body) -> Done
 }
 
 /// What has become of an approval since it was asked for under the same key: the
-/// reservation that a person has granted, nothing while it waits, and a fault where it will
-/// never be granted. Clients of the protocol can't wait: they ask again.
+/// reservation that a person has granted while it is held or once it was used, nothing while
+/// it waits, and else a fault. Clients of the protocol can't wait: they ask again.
 ///
 /// Whoever is told the replay is told its end: that needs no permission to read.
 async fn since_asked(
